@@ -1,0 +1,177 @@
+// Package agentapi is what host and guest say to each other: HTTP/1.1 with
+// JSON bodies over the agent channel, and framed streams after an upgrade.
+// It holds types, frames and limits, and imports only the standard library.
+//
+//	GET  /v1/status            Status
+//	PUT  /v1/plan              Plan; once (QEMU; on Firecracker it comes from MMDS)
+//	POST /v1/container/attach  upgrade to a stream of the container's stdio
+//	POST /v1/container/start   start what the plan says; StartResponse
+//	POST /v1/container/signal  SignalRequest
+//	POST /v1/exec              ExecRequest, upgrade to a stream
+//	POST /v1/shutdown          sync the disks and power off
+//
+// Errors come as Error with a status of 400 or more. The guest is hostile:
+// the host reads no body beyond MaxBody and no frame beyond MaxFrame.
+package agentapi
+
+import "time"
+
+// Version of this protocol; it changes when an older peer would misunderstand.
+const Version = 1
+
+// Paths of the agent's HTTP service.
+const (
+	PathStatus   = "/v1/status"
+	PathPlan     = "/v1/plan"
+	PathAttach   = "/v1/container/attach"
+	PathStart    = "/v1/container/start"
+	PathSignal   = "/v1/container/signal"
+	PathExec     = "/v1/exec"
+	PathShutdown = "/v1/shutdown"
+)
+
+// StreamProtocol is the token of the Upgrade header for framed streams.
+const StreamProtocol = "fcvm-stream/1"
+
+// Limits that both sides keep.
+const (
+	MaxBody  = 4 << 20  // bytes of a JSON body
+	MaxFrame = 64 << 10 // bytes of a frame's payload
+)
+
+// Kernel command line parameters that the agent reads as /init. They carry no
+// secrets: /proc/cmdline is readable by everyone.
+const (
+	ParamChannel = "fcvm.channel" // "vsock" or "serial"
+	ParamPlan    = "fcvm.plan"    // "mmds" or "channel"
+	ParamInit    = "fcvm.init"    // "agent" or "systemd"
+)
+
+// MMDS: Firecracker's metadata service, version 2 (token by PUT, then GET).
+// https://github.com/firecracker-microvm/firecracker/blob/main/docs/mmds/mmds-user-guide.md
+const (
+	MMDSAddress = "169.254.169.254"
+	MMDSPlanKey = "plan" // the plan lies at /plan, JSON-encoded in a string
+)
+
+// Disks of the guest, always in this order.
+const (
+	DiskRoot    = 0 // guest root, read-only: /dev/vda
+	DiskImage   = 1 // container image, read-only: /dev/vdb
+	DiskScratch = 2 // writable, per VM: /dev/vdc
+)
+
+// ImageRoot is the directory on the image's disk that holds the image's tree.
+// The disk's own root has entries of ext4's (lost+found) that the image has not.
+const ImageRoot = "rootfs"
+
+// Plan tells the agent what to run. It may hold secrets (environment).
+type Plan struct {
+	Version   int       `json:"version"`
+	Hostname  string    `json:"hostname"` // the guest's
+	Time      time.Time `json:"time"`     // wall clock of the host, when sent
+	Network   *Network  `json:"network,omitempty"`
+	Container Container `json:"container"`
+}
+
+// Network is how the agent configures the one interface.
+type Network struct {
+	Interface string   `json:"interface"`
+	Address   string   `json:"address"` // CIDR
+	Gateway   string   `json:"gateway,omitempty"`
+	DNS       []string `json:"dns,omitempty"`
+	Search    []string `json:"search,omitempty"`
+	MTU       int      `json:"mtu,omitempty"` // bytes; 0: leave it
+}
+
+// Container is the container with everything of its image merged in.
+type Container struct {
+	Name        string            `json:"name"`
+	Image       string            `json:"image"` // for display
+	Args        []string          `json:"args"`  // entrypoint and command
+	Env         []string          `json:"env,omitempty"`
+	WorkDir     string            `json:"work_dir,omitempty"`
+	User        string            `json:"user,omitempty"`
+	Hostname    string            `json:"hostname,omitempty"`
+	Labels      map[string]string `json:"labels,omitempty"`
+	Privileged  bool              `json:"privileged,omitempty"`
+	ReadOnly    bool              `json:"read_only,omitempty"`
+	CapAdd      []string          `json:"cap_add,omitempty"`
+	CapDrop     []string          `json:"cap_drop,omitempty"`
+	Tmpfs       []string          `json:"tmpfs,omitempty"`
+	Volumes     []string          `json:"volumes,omitempty"` // the image's VOLUMEs: anonymous, on the scratch disk
+	Interactive bool              `json:"interactive,omitempty"`
+	TTY         bool              `json:"tty,omitempty"`
+	StopSignal  string            `json:"stop_signal,omitempty"`
+	Health      *Health           `json:"health,omitempty"`
+}
+
+// Health is an image's health check, as the OCI/Docker configuration has it.
+type Health struct {
+	Test        []string      `json:"test"`
+	Interval    time.Duration `json:"interval,omitempty"`
+	Timeout     time.Duration `json:"timeout,omitempty"`
+	StartPeriod time.Duration `json:"start_period,omitempty"`
+	Retries     int           `json:"retries,omitempty"`
+}
+
+// Phase is how far the guest is.
+type Phase string
+
+// The phases of a guest, in order.
+const (
+	PhaseBooting  Phase = "booting"  // the agent answers, the root is not ready
+	PhaseReady    Phase = "ready"    // a container can be started
+	PhaseStarting Phase = "starting" // Podman was called
+	PhaseRunning  Phase = "running"  // the container's first process runs
+	PhaseExited   Phase = "exited"
+	PhaseFailed   Phase = "failed" // the guest cannot run a container; see Status.Error
+)
+
+// Status is what the agent says of itself and the container.
+type Status struct {
+	Version  int     `json:"version"`
+	Phase    Phase   `json:"phase"`
+	HavePlan bool    `json:"have_plan"`
+	Error    string  `json:"error,omitempty"`
+	Exit     *Exit   `json:"exit,omitempty"`
+	Uptime   float64 `json:"uptime"` // seconds since the guest's kernel started
+}
+
+// Exit is how a process in the guest ended.
+type Exit struct {
+	Code   int    `json:"code"`             // 128+n for a signal n
+	Error  string `json:"error,omitempty"`  // why it never ran
+	Failed bool   `json:"failed,omitempty"` // it never ran; Code is 125, 126 or 127
+}
+
+// StartResponse says that the container's first process runs.
+type StartResponse struct {
+	PID int `json:"pid"` // in the guest
+}
+
+// SignalRequest sends a signal to the container's first process.
+type SignalRequest struct {
+	Signal int `json:"signal"`
+}
+
+// ExecRequest runs a command in the guest (Guest) or in the container.
+type ExecRequest struct {
+	Args       []string `json:"args"`
+	Env        []string `json:"env,omitempty"`
+	WorkDir    string   `json:"work_dir,omitempty"`
+	User       string   `json:"user,omitempty"`
+	TTY        bool     `json:"tty,omitempty"`
+	Stdin      bool     `json:"stdin,omitempty"`
+	Guest      bool     `json:"guest,omitempty"`
+	Privileged bool     `json:"privileged,omitempty"`
+	Rows       uint16   `json:"rows,omitempty"`
+	Cols       uint16   `json:"cols,omitempty"`
+}
+
+// Error is the body of every answer with a status of 400 or more.
+type Error struct {
+	Message string `json:"error"`
+}
+
+func (e *Error) Error() string { return e.Message }

@@ -1,0 +1,96 @@
+package agentapi
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// FrameType is the first byte of a frame.
+type FrameType byte
+
+// The frames of a stream. Host to guest: Stdin, StdinClose, Resize, Signal.
+// Guest to host: Stdout, Stderr, Exit (the last frame, always).
+const (
+	FrameStdin      FrameType = 1
+	FrameStdinClose FrameType = 2 // no payload
+	FrameStdout     FrameType = 3
+	FrameStderr     FrameType = 4
+	FrameResize     FrameType = 5 // rows, columns: two big-endian uint16
+	FrameSignal     FrameType = 6 // number: one byte
+	FrameExit       FrameType = 7 // JSON of Exit
+)
+
+// ErrFrame: the peer does not speak the protocol.
+var ErrFrame = errors.New("bad frame")
+
+const frameHeader = 5 // type, then the payload's length as big-endian uint32
+
+// WriteFrame writes one frame with a single Write. It is not safe for
+// concurrent use on one writer.
+func WriteFrame(w io.Writer, t FrameType, payload []byte) error {
+	if len(payload) > MaxFrame {
+		return fmt.Errorf("%w: payload of %d bytes, the limit is %d", ErrFrame, len(payload), MaxFrame)
+	}
+	b := make([]byte, frameHeader+len(payload))
+	b[0] = byte(t)
+	binary.BigEndian.PutUint32(b[1:], uint32(len(payload)))
+	copy(b[frameHeader:], payload)
+	_, err := w.Write(b)
+	return err
+}
+
+// FrameReader reads frames. The payload that Next returns is valid until the
+// next call.
+type FrameReader struct {
+	r   io.Reader
+	buf []byte
+}
+
+// NewFrameReader returns a reader of the frames in r.
+func NewFrameReader(r io.Reader) *FrameReader { return &FrameReader{r: r} }
+
+// Next reads one frame. At a clean end it returns io.EOF; in the middle of a
+// frame io.ErrUnexpectedEOF; for an unknown type or a length over MaxFrame
+// ErrFrame, before it reads the payload.
+func (f *FrameReader) Next() (FrameType, []byte, error) {
+	var h [frameHeader]byte
+	if _, err := io.ReadFull(f.r, h[:]); err != nil {
+		return 0, nil, err
+	}
+	t, n := FrameType(h[0]), binary.BigEndian.Uint32(h[1:])
+	if t < FrameStdin || t > FrameExit {
+		return 0, nil, fmt.Errorf("%w: unknown type %d", ErrFrame, t)
+	}
+	if n > MaxFrame {
+		return 0, nil, fmt.Errorf("%w: length %d, the limit is %d", ErrFrame, n, MaxFrame)
+	}
+	if f.buf == nil {
+		f.buf = make([]byte, MaxFrame)
+	}
+	p := f.buf[:n]
+	if _, err := io.ReadFull(f.r, p); err != nil {
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		return 0, nil, err
+	}
+	return t, p, nil
+}
+
+// Resize encodes the payload of FrameResize.
+func Resize(rows, cols uint16) []byte {
+	var b [4]byte
+	binary.BigEndian.PutUint16(b[:], rows)
+	binary.BigEndian.PutUint16(b[2:], cols)
+	return b[:]
+}
+
+// ParseResize decodes the payload of FrameResize.
+func ParseResize(p []byte) (rows, cols uint16, err error) {
+	if len(p) != 4 {
+		return 0, 0, fmt.Errorf("%w: a resize has 4 bytes, not %d", ErrFrame, len(p))
+	}
+	return binary.BigEndian.Uint16(p), binary.BigEndian.Uint16(p[2:]), nil
+}

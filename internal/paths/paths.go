@@ -1,0 +1,121 @@
+// Package paths knows every file and directory name that fcvm uses on the
+// host. Nothing else joins a path below the data or the runtime directory.
+//
+//	DATA/                        0700
+//	  setup.json                 what setup installed, with checksums
+//	  lock                       flock: names, records
+//	  bin/                       VMMs that setup installed
+//	  kernels/ID/                vmlinux, modules, initramfs-AGENT.cpio
+//	  roots/ID/rootfs.ext4       guest roots
+//	  scratch/                   templates of empty scratch disks, by size
+//	  images/                    the image cache (package image)
+//	  vms/ID/                    one VM: record, lock, disks, logs, the VMM's sockets
+//	RUNTIME/vms/ID.sock          the supervisor's control socket
+package paths
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// SocketLimit is the longest path that fits into sockaddr_un, without its
+// terminating zero (unix(7)).
+const SocketLimit = 107
+
+// ErrSocketPath: a Unix socket's path would be too long.
+var ErrSocketPath = errors.New("path too long for a Unix socket")
+
+// Layout is where one installation's files lie.
+type Layout struct {
+	Data    string // absolute
+	Runtime string // absolute
+}
+
+// Resolve finds the layout: dataDir if given, else $FCVM_DATA_DIR, else
+// /var/lib/fcvm for root and $XDG_DATA_HOME/fcvm (~/.local/share/fcvm) for
+// others. It creates nothing.
+func Resolve(dataDir string, getenv func(string) string, uid int) (Layout, error) {
+	if dataDir == "" {
+		dataDir = getenv("FCVM_DATA_DIR")
+	}
+	if dataDir == "" && uid == 0 {
+		dataDir = "/var/lib/fcvm"
+	}
+	if dataDir == "" {
+		base := getenv("XDG_DATA_HOME")
+		if base == "" {
+			home := getenv("HOME")
+			if home == "" {
+				return Layout{}, errors.New("find the data directory: neither HOME nor XDG_DATA_HOME is set; give --data-dir")
+			}
+			base = filepath.Join(home, ".local", "share")
+		}
+		dataDir = filepath.Join(base, "fcvm")
+	}
+	abs, err := filepath.Abs(dataDir)
+	if err != nil {
+		return Layout{}, fmt.Errorf("find the data directory: %w", err)
+	}
+	return Layout{Data: abs, Runtime: runtimeDir(getenv, uid)}, nil
+}
+
+func runtimeDir(getenv func(string) string, uid int) string {
+	if d := getenv("FCVM_RUNTIME_DIR"); d != "" {
+		return d
+	}
+	if uid == 0 {
+		return "/run/fcvm"
+	}
+	if d := getenv("XDG_RUNTIME_DIR"); d != "" {
+		return filepath.Join(d, "fcvm")
+	}
+	return fmt.Sprintf("%s/fcvm-%d", os.TempDir(), uid)
+}
+
+// Names below the data directory.
+
+func (l Layout) Setup() string            { return filepath.Join(l.Data, "setup.json") }
+func (l Layout) Lock() string             { return filepath.Join(l.Data, "lock") }
+func (l Layout) Bin() string              { return filepath.Join(l.Data, "bin") }
+func (l Layout) Kernels() string          { return filepath.Join(l.Data, "kernels") }
+func (l Layout) Roots() string            { return filepath.Join(l.Data, "roots") }
+func (l Layout) ScratchTemplates() string { return filepath.Join(l.Data, "scratch") }
+func (l Layout) Images() string           { return filepath.Join(l.Data, "images") }
+func (l Layout) VMs() string              { return filepath.Join(l.Data, "vms") }
+func (l Layout) VM(id string) VMDir       { return VMDir(filepath.Join(l.VMs(), id)) }
+
+// ControlSocket is where the supervisor of a VM listens.
+func (l Layout) ControlSocket(id string) (string, error) {
+	return checkSocket(filepath.Join(l.Runtime, "vms", id+".sock"))
+}
+
+// VMDir is one VM's directory, which is also its VMM's working directory.
+type VMDir string
+
+// Names relative to a VMDir, as the VMM is told them.
+const (
+	KernelName  = "kernel"
+	InitrdName  = "initrd"
+	RootName    = "rootfs.ext4"
+	ImageName   = "image.ext4"
+	ScratchName = "scratch.ext4"
+	VsockName   = "vsock.sock"
+)
+
+func (d VMDir) join(name string) string { return filepath.Join(string(d), name) }
+
+func (d VMDir) Record() string       { return d.join("state.json") }
+func (d VMDir) Lock() string         { return d.join("lock") }
+func (d VMDir) Console() string      { return d.join("console.log") }
+func (d VMDir) VMMLog() string       { return d.join("vmm.log") }
+func (d VMDir) ContainerLog() string { return d.join("container.log") }
+func (d VMDir) Scratch() string      { return d.join(ScratchName) }
+
+func checkSocket(path string) (string, error) {
+	if len(path) > SocketLimit {
+		return "", fmt.Errorf("%w: %q has %d bytes, the limit is %d; set XDG_RUNTIME_DIR to a shorter directory", ErrSocketPath, path, len(path), SocketLimit)
+	}
+	return path, nil
+}

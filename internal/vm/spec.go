@@ -1,0 +1,97 @@
+// Package vm is the domain: what a VM is asked to be (Spec), what it is
+// (Record) and which changes of state are allowed. It knows nothing of
+// drivers, networks or the command line, touches no file and starts no
+// process.
+package vm
+
+import (
+	"fmt"
+	"time"
+)
+
+// Limits of what a Spec may ask for. They bound what is sent to a VMM, not
+// what is wise.
+const (
+	MinMemoryMiB = 128 // below it the guest's kernel and Podman do not come up
+	MaxMemoryMiB = 1 << 20
+	MaxCPUs      = 32 // Firecracker's limit
+)
+
+// Init says what is process 1 of the guest once it is up.
+type Init string
+
+// The two inits of the guest.
+const (
+	InitAgent   Init = "agent"   // fc-agent stays process 1: fast
+	InitSystemd Init = "systemd" // systemd, with fc-agent.service
+)
+
+// Logs says where a container's output goes.
+type Logs string
+
+// The three ways of --logs.
+const (
+	LogsStream Logs = "stream" // to fcvm's own stdout and stderr
+	LogsFile   Logs = "file"   // to the VM's log file
+	LogsBoth   Logs = "both"
+)
+
+// Spec is what the user asked for, as resolved from the command line: it is
+// complete, holds no defaults left to fill in, and is stored with the VM.
+type Spec struct {
+	Image     string            `json:"image"`           // the reference as given
+	Driver    string            `json:"driver"`          // "auto", "firecracker" or "qemu"
+	CPUs      int               `json:"cpus"`            // virtual CPUs
+	MemoryMiB int               `json:"memory_mib"`      // guest memory
+	Init      Init              `json:"init"`            //
+	Labels    map[string]string `json:"labels,omitzero"` //
+	Logs      Logs              `json:"logs"`            //
+	Remove    bool              `json:"remove"`          // drop the record when the VM has ended
+	Network   NetworkSpec       `json:"network"`         //
+	Container ContainerSpec     `json:"container"`       //
+
+	// BootTimeout bounds the time from the VMM's start to the agent's
+	// answer; 0 takes the driver's default.
+	BootTimeout time.Duration `json:"boot_timeout,omitzero"`
+}
+
+// NetworkSpec is the part of Spec that the network backends read.
+type NetworkSpec struct {
+	Backend string   `json:"backend"`           // "auto", "usernet", "none", …
+	Publish []string `json:"publish,omitempty"` // as given to -p
+}
+
+// ContainerSpec is what the container is to be, on top of its image.
+// Slices that are nil leave the image's own value.
+type ContainerSpec struct {
+	Entrypoint  []string `json:"entrypoint,omitzero"` // nil: the image's; empty: none
+	Command     []string `json:"command,omitempty"`
+	Env         []string `json:"env,omitempty"` // KEY=VALUE
+	WorkDir     string   `json:"work_dir,omitempty"`
+	User        string   `json:"user,omitempty"`
+	Hostname    string   `json:"hostname,omitempty"`
+	Privileged  bool     `json:"privileged,omitempty"`
+	ReadOnly    bool     `json:"read_only,omitempty"`
+	CapAdd      []string `json:"cap_add,omitempty"`
+	CapDrop     []string `json:"cap_drop,omitempty"`
+	Tmpfs       []string `json:"tmpfs,omitempty"` // PATH[:OPTIONS], as Podman takes it
+	Interactive bool     `json:"interactive,omitempty"`
+	TTY         bool     `json:"tty,omitempty"`
+}
+
+// Validate reports the first thing in s that no driver could do.
+func (s *Spec) Validate() error {
+	switch {
+	case s.Image == "":
+		return fmt.Errorf("%w: no image given", ErrInvalid)
+	case s.CPUs < 1 || s.CPUs > MaxCPUs:
+		return fmt.Errorf("%w: --cpu %d: a VM has 1 to %d virtual CPUs", ErrInvalid, s.CPUs, MaxCPUs)
+	case s.MemoryMiB < MinMemoryMiB || s.MemoryMiB > MaxMemoryMiB:
+		return fmt.Errorf("%w: --mem %d: a VM has %d to %d MiB of memory", ErrInvalid, s.MemoryMiB, MinMemoryMiB, MaxMemoryMiB)
+	case s.Init != InitAgent && s.Init != InitSystemd:
+		return fmt.Errorf("%w: --init %q: it is agent or systemd", ErrInvalid, s.Init)
+	case s.Logs != LogsStream && s.Logs != LogsFile && s.Logs != LogsBoth:
+		return fmt.Errorf("%w: --logs %q: it is stream, file or both", ErrInvalid, s.Logs)
+	}
+	return nil
+}

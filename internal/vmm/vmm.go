@@ -1,0 +1,168 @@
+// Package vmm says what fcvm asks of a virtual machine monitor. A Driver
+// starts Machines; everything above this package sees only these types.
+// The drivers are vmm/firecracker and vmm/qemu; vmm/vmmtest is the suite that
+// both pass.
+//
+// The life of a Machine: Driver.Start spawns the VMM and boots the guest;
+// Dial reaches the agent in it, Pause and Resume stop and go on with its
+// virtual CPUs; Kill ends it. A VMM that ends by itself (guest power-off,
+// kernel panic, a signal from outside) closes Done. Close releases what the
+// Machine holds on the host and is always called, once.
+package vmm
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net"
+	"os"
+	"time"
+)
+
+// Sentinel errors of drivers.
+var (
+	// ErrUnavailable: this driver cannot run VMs on this host.
+	ErrUnavailable = errors.New("VMM is not available")
+	// ErrExited: the VMM is gone.
+	ErrExited = errors.New("VMM has exited")
+	// ErrUnsupported: this driver does not do that.
+	ErrUnsupported = errors.New("not supported by this VMM")
+)
+
+// AgentPort is the vsock port that the guest agent listens on (Firecracker).
+const AgentPort = 1024
+
+// AgentSerialName is the virtio-serial port's name that the guest agent opens
+// (QEMU).
+const AgentSerialName = "fcvm.agent"
+
+// GuestMAC is the same in every guest; a namespace of its own keeps them apart.
+const GuestMAC = "02:fc:00:00:00:05"
+
+// Config describes one machine. Every path is relative to Dir, which is the
+// VMM's working directory, so that a snapshot names nothing of this host.
+type Config struct {
+	Dir       string // absolute; holds all that is named below
+	Kernel    string // an ELF vmlinux on x86_64, an Image on arm64
+	Initrd    string
+	Cmdline   string // without what the driver adds itself (console=, reboot=…)
+	CPUs      int
+	MemoryMiB int
+	Disks     []Disk // in the guest's order: vda, vdb, …
+	Net       *Net   // nil: no network interface
+
+	// Metadata is given to the guest through the driver's metadata service
+	// (Firecracker's MMDS v2). Only for drivers whose Capabilities say so,
+	// and only with a network interface.
+	Metadata json.RawMessage
+
+	// Console receives the guest's serial console, VMMLog the VMM's own
+	// messages. Both are files that the VMM writes itself; never nil.
+	Console *os.File
+	VMMLog  *os.File
+
+	// Launcher starts the VMM's process; nil: a plain child of this one.
+	Launcher Launcher
+}
+
+// Disk is a raw disk image.
+type Disk struct {
+	ID       string // [a-z0-9]+; stable: "root", "image", "scratch", …
+	Path     string
+	ReadOnly bool
+}
+
+// Net is the guest's one network interface. Exactly one of Tap and Socket is set.
+type Net struct {
+	MAC    string
+	MTU    int      // bytes; 0: the VMM's default
+	Tap    string   // a tap's name, in the namespace in which the VMM starts
+	Socket *os.File // stream socket with QEMU's framing: a 4-byte big-endian length before each frame
+}
+
+// Availability says whether a driver can run VMs here, and why.
+type Availability struct {
+	Usable      bool   `json:"usable"`
+	Accelerated bool   `json:"accelerated"`        // by KVM
+	Program     string `json:"program,omitempty"`  // path of the VMM
+	Version     string `json:"version,omitempty"`  //
+	Reason      string `json:"reason"`             // why usable or not, one line
+	Remedy      string `json:"remedy,omitempty"`   // what to do when not
+	Features    string `json:"features,omitempty"` // "KVM", "TCG", …
+}
+
+// Capabilities is what differs between drivers and shows above them.
+type Capabilities struct {
+	Metadata    bool // has a metadata service
+	TapNetwork  bool // takes Net.Tap
+	SockNetwork bool // takes Net.Socket
+	AgentVsock  bool // agent channel is vsock; else virtio-serial
+	BootTimeout time.Duration
+}
+
+// Driver starts machines of one kind of VMM. It is stateless and safe for
+// concurrent use.
+type Driver interface {
+	Name() string
+	// Probe looks at the host; it starts no guest but the KVM probe's
+	// two instructions.
+	Probe(ctx context.Context) Availability
+	// Capabilities of the VMM as probed.
+	Capabilities() Capabilities
+	// Start spawns the VMM and boots the guest. When it returns an error
+	// nothing is left running.
+	Start(ctx context.Context, cfg Config) (Machine, error)
+}
+
+// Machine is one running VMM.
+type Machine interface {
+	// Dial opens a connection to the guest agent. It fails at once while the
+	// agent does not listen yet; callers retry.
+	Dial(ctx context.Context) (net.Conn, error)
+	Pause(ctx context.Context) error
+	Resume(ctx context.Context) error
+	// Kill ends the VMM with SIGKILL and waits for it. Killing what is gone
+	// is no error.
+	Kill(ctx context.Context) error
+	// Done is closed when the VMM's process has ended.
+	Done() <-chan struct{}
+	// Exit says how it ended; valid once Done is closed.
+	Exit() Exit
+	// PID of the VMM's process.
+	PID() int
+	// Close kills what still runs and removes the machine's sockets.
+	Close() error
+}
+
+// Exit is how a VMM's process ended.
+type Exit struct {
+	Code   int    // exit code; -1 when Signal is set
+	Signal int    // the signal that ended it, or 0
+	Reason string // one line for people: "guest powered off", "killed by SIGKILL", …
+}
+
+// Launcher starts the VMM's process where it is to live: as a plain child, or
+// in namespaces that a network backend made. The process dies with this one.
+type Launcher interface {
+	Launch(ctx context.Context, cmd Command) (Process, error)
+}
+
+// Command is a program to start. Path is absolute, Dir its working directory.
+type Command struct {
+	Path   string
+	Args   []string // without the program's name
+	Env    []string
+	Dir    string
+	Stdin  *os.File // nil: /dev/null
+	Stdout *os.File
+	Stderr *os.File
+	Extra  []*os.File // descriptors 3, 4, …
+}
+
+// Process is a started VMM.
+type Process interface {
+	PID() int
+	Signal(sig os.Signal) error
+	// Wait returns when the process has ended; it may be called many times.
+	Wait() Exit
+}
