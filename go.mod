@@ -1,6 +1,6 @@
 module github.com/fcvm/fcvm
 
-go 1.26.0
+go 1.26.8
 
 require (
 	github.com/Microsoft/go-winio v0.6.4 // indirect
@@ -29,6 +29,7 @@ require (
 	github.com/sirupsen/logrus v1.10.2 // indirect
 	github.com/spf13/cobra v1.10.2 // indirect
 	github.com/spf13/pflag v1.0.10 // indirect
+	github.com/therootcompany/xz v1.0.1 // indirect
 	github.com/ulikunitz/xz v0.5.17 // indirect
 	github.com/vishvananda/netlink v1.3.1 // indirect
 	github.com/vishvananda/netns v0.0.5 // indirect

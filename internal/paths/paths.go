@@ -16,6 +16,7 @@ package paths
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 )
@@ -89,6 +90,18 @@ func (l Layout) VM(id string) VMDir       { return VMDir(filepath.Join(l.VMs(), 
 // ControlSocket is where the supervisor of a VM listens.
 func (l Layout) ControlSocket(id string) (string, error) {
 	return checkSocket(filepath.Join(l.Runtime, "vms", id+".sock"))
+}
+
+// RemoveControlSocket drops what a supervisor that died has left.
+func (l Layout) RemoveControlSocket(id string) error {
+	path, err := l.ControlSocket(id)
+	if err != nil {
+		return nil // it could never have been made
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove control socket: %w", err)
+	}
+	return nil
 }
 
 // VMDir is one VM's directory, which is also its VMM's working directory.

@@ -1,0 +1,132 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/fcvm/fcvm/internal/agentapi"
+)
+
+// clockSlack is how far the guest's clock may be off before it is stepped.
+const clockSlack = time.Second
+
+// setClock steps the wall clock to the host's time as it was when the plan
+// was made; the way here takes less than clockSlack.
+func setClock(t time.Time) error {
+	if t.IsZero() || time.Since(t).Abs() < clockSlack {
+		return nil
+	}
+	tv := unix.NsecToTimeval(t.UnixNano())
+	return unix.Settimeofday(&tv)
+}
+
+// configure makes the guest what the plan says: its name and its network.
+func configure(plan *agentapi.Plan) error {
+	if err := unix.Sethostname([]byte(plan.Hostname)); err != nil {
+		return fmt.Errorf("set hostname %q: %w", plan.Hostname, err)
+	}
+	if err := linkUp("lo"); err != nil {
+		return err
+	}
+	sysctls(map[string]string{
+		"net/ipv4/ip_forward":                 "1",
+		"net/ipv4/ping_group_range":           "0 2147483647",
+		"net/ipv4/ip_unprivileged_port_start": "0", // as in a container of Docker's
+	})
+	if n := plan.Network; n != nil {
+		if err := configureLink(n); err != nil {
+			return err
+		}
+	}
+	return writeNetFiles(plan)
+}
+
+// sysctls are conveniences: a kernel that lacks one does without.
+func sysctls(values map[string]string) {
+	for name, value := range values {
+		_ = os.WriteFile(filepath.Join("/proc/sys", name), []byte(value), 0o644)
+	}
+}
+
+func linkUp(name string) error {
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("find network interface %s: %w", name, err)
+	}
+	if err := netlink.LinkSetUp(l); err != nil {
+		return fmt.Errorf("bring up %s: %w", name, err)
+	}
+	return nil
+}
+
+func configureLink(n *agentapi.Network) error {
+	l, err := netlink.LinkByName(n.Interface)
+	if err != nil {
+		return fmt.Errorf("find network interface %s: %w", n.Interface, err)
+	}
+	if n.MTU > 0 {
+		if err := netlink.LinkSetMTU(l, n.MTU); err != nil {
+			return fmt.Errorf("set MTU of %s to %d: %w", n.Interface, n.MTU, err)
+		}
+	}
+	addr, err := netlink.ParseAddr(n.Address)
+	if err != nil {
+		return fmt.Errorf("address %q: %w", n.Address, err)
+	}
+	if err := netlink.AddrReplace(l, addr); err != nil {
+		return fmt.Errorf("give %s the address %s: %w", n.Interface, n.Address, err)
+	}
+	if err := netlink.LinkSetUp(l); err != nil {
+		return fmt.Errorf("bring up %s: %w", n.Interface, err)
+	}
+	if n.Gateway == "" {
+		return nil
+	}
+	gw := net.ParseIP(n.Gateway)
+	if err := netlink.RouteReplace(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: gw}); err != nil {
+		return fmt.Errorf("route through %s: %w", n.Gateway, err)
+	}
+	return nil
+}
+
+// writeNetFiles writes what Podman takes over into the container.
+func writeNetFiles(plan *agentapi.Plan) error {
+	var resolv, hosts strings.Builder
+	hosts.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n")
+	if n := plan.Network; n != nil {
+		for _, s := range n.DNS {
+			fmt.Fprintf(&resolv, "nameserver %s\n", s)
+		}
+		if len(n.Search) > 0 {
+			fmt.Fprintf(&resolv, "search %s\n", strings.Join(n.Search, " "))
+		}
+		ip, _, _ := strings.Cut(n.Address, "/")
+		fmt.Fprintf(&hosts, "%s\t%s\n", ip, plan.Hostname)
+		if n.Gateway != "" {
+			fmt.Fprintf(&hosts, "%s\thost.containers.internal\n", n.Gateway)
+		}
+	} else {
+		fmt.Fprintf(&hosts, "127.0.1.1\t%s\n", plan.Hostname)
+	}
+	return errors.Join(
+		replaceFile("/etc/resolv.conf", resolv.String()),
+		replaceFile("/etc/hosts", hosts.String()),
+		replaceFile("/etc/hostname", plan.Hostname+"\n"),
+	)
+}
+
+// replaceFile writes a file in place of whatever is there, be it a link.
+func replaceFile(path, content string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return os.WriteFile(path, []byte(content), 0o644)
+}

@@ -1,0 +1,57 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// modules are kernel modules in load order: paths below /lib/modules.
+type modules []*os.File
+
+// readModules opens the modules of a list, so that they can be loaded after
+// the initramfs is out of sight. A kernel that has all built in has no list.
+func readModules(list string) (modules, error) {
+	b, err := os.ReadFile(list)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the list of modules: %w", err)
+	}
+	var ms modules
+	for _, name := range strings.Fields(string(b)) {
+		f, err := os.Open(filepath.Join(filepath.Dir(list), name))
+		if err != nil {
+			return nil, fmt.Errorf("load module: %w", err)
+		}
+		ms = append(ms, f)
+	}
+	return ms, nil
+}
+
+// load loads all modules that can be loaded, in order, and closes their files.
+func (ms modules) load() error {
+	var errs []error
+	for _, f := range ms {
+		err := unix.FinitModule(int(f.Fd()), "", 0)
+		if err != nil && !errors.Is(err, unix.EEXIST) {
+			errs = append(errs, fmt.Errorf("load module %s: %w", f.Name(), err))
+		}
+		_ = f.Close()
+	}
+	return errors.Join(errs...)
+}
+
+func loadModules(list string) error {
+	ms, err := readModules(list)
+	if err != nil {
+		return err
+	}
+	return ms.load()
+}

@@ -1,0 +1,107 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/gofrs/flock"
+
+	"github.com/fcvm/fcvm/internal/proc"
+	"github.com/fcvm/fcvm/internal/vm"
+)
+
+// Reconcile finds VMs whose supervisor died without ending them properly,
+// writes down what happened, and removes what was to be removed. It costs a
+// directory read and one flock per VM.
+func (s *Store) Reconcile() error {
+	if !s.needsReconcile() {
+		return nil
+	}
+	return s.withLock(s.reconcileLocked)
+}
+
+// needsReconcile looks without the store's lock, so that a listing never
+// waits for a command that holds it.
+func (s *Store) needsReconcile() bool {
+	dirs, err := os.ReadDir(s.layout.VMs())
+	if err != nil {
+		return false
+	}
+	for _, d := range dirs {
+		if strings.HasPrefix(d.Name(), trashPrefix) {
+			return true
+		}
+		if !vm.ValidID(d.Name()) || s.alive(d.Name()) {
+			continue
+		}
+		rec, err := s.read(d.Name())
+		if errors.Is(err, fs.ErrNotExist) || (err == nil && !rec.Status.Final()) {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *Store) reconcileLocked() error {
+	dirs, err := os.ReadDir(s.layout.VMs())
+	if err != nil {
+		return fmt.Errorf("list VMs: %w", err)
+	}
+	for _, d := range dirs {
+		switch {
+		case strings.HasPrefix(d.Name(), trashPrefix):
+			err = os.RemoveAll(filepath.Join(s.layout.VMs(), d.Name()))
+		case vm.ValidID(d.Name()):
+			err = s.reconcileVM(d.Name())
+		}
+		if err != nil {
+			return fmt.Errorf("reconcile %s: %w", d.Name(), err)
+		}
+	}
+	return nil
+}
+
+func (s *Store) reconcileVM(id string) error {
+	dir := s.layout.VM(id)
+	l := flock.New(dir.Lock(), flock.SetPermissions(0o600))
+	ok, err := l.TryLock()
+	if err != nil || !ok {
+		return err // ok is false while its supervisor lives
+	}
+	defer func() { _ = l.Close() }()
+	rec, err := s.read(id)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return s.removeDir(id) // died in the middle of Create
+	case err != nil:
+		return nil // broken: it is listed so, and only rm removes it
+	case rec.Status.Final():
+		return nil
+	}
+	endVMM(rec.Resolved.VMM)
+	if err := s.layout.RemoveControlSocket(id); err != nil {
+		return err
+	}
+	if rec.Spec.Remove {
+		return s.removeDir(id)
+	}
+	from := rec.Status
+	rec.Status = vm.StatusFailed
+	rec.Reason = fmt.Sprintf("its supervisor (process %d) ended without a word while the VM was %s", rec.Supervisor.PID, from)
+	rec.History = append(rec.History, vm.Event{Time: time.Now().UTC(), Status: rec.Status, Reason: rec.Reason})
+	return writeJSON(dir.Record(), &rec)
+}
+
+// endVMM kills a VMM that outlived its supervisor. The kernel has done so
+// already (parent-death signal); this is for the moment in between.
+func endVMM(p vm.Process) {
+	if p.PID > 1 && proc.Alive(p.PID, p.Start) {
+		_ = syscall.Kill(p.PID, syscall.SIGKILL)
+	}
+}

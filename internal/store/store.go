@@ -1,0 +1,302 @@
+// Package store keeps the records of VMs on disk and says which of them live.
+//
+// A VM's directory is made by Create, belongs to the process that holds its
+// lock (the supervisor), and goes with Remove. The lock is a flock, so the
+// kernel lets it go when the supervisor dies, however it dies; the next
+// Reconcile then writes down what happened, or removes the directory of a VM
+// that was to be removed anyway. There is no other state.
+package store
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/gofrs/flock"
+	"github.com/google/renameio/v2"
+
+	"github.com/fcvm/fcvm/internal/paths"
+	"github.com/fcvm/fcvm/internal/proc"
+	"github.com/fcvm/fcvm/internal/vm"
+)
+
+const (
+	maxRecord   = 4 << 20 // bytes of a record; what is larger is not one of ours
+	trashPrefix = ".trash-"
+	nameTries   = 50 // random names tried before a number is appended
+)
+
+// Sentinel errors of the store.
+var (
+	// ErrNewerSchema: the record was written by a newer fcvm.
+	ErrNewerSchema = errors.New("record is of a newer fcvm")
+	// ErrBroken: the record cannot be read as one.
+	ErrBroken = errors.New("record is broken")
+)
+
+// Store is the VMs of one data directory. It is safe for concurrent use, by
+// any number of processes.
+type Store struct {
+	layout paths.Layout
+}
+
+// Entry is one VM as a listing shows it. With Err set only Record.ID is sure.
+type Entry struct {
+	Record vm.Record
+	Alive  bool  // its supervisor runs
+	Err    error // why the record cannot be read
+}
+
+// Open makes the directories and returns the store.
+func Open(layout paths.Layout) (*Store, error) {
+	for _, dir := range []string{layout.Data, layout.VMs()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("open data directory %s: %w", layout.Data, err)
+		}
+	}
+	return &Store{layout: layout}, nil
+}
+
+// Layout says where the store's files lie.
+func (s *Store) Layout() paths.Layout { return s.layout }
+
+// withLock runs f while no other process creates, renames or removes VMs.
+func (s *Store) withLock(f func() error) error {
+	l := flock.New(s.layout.Lock(), flock.SetPermissions(0o600))
+	if err := l.Lock(); err != nil {
+		return fmt.Errorf("lock %s: %w", s.layout.Lock(), err)
+	}
+	defer func() { _ = l.Close() }()
+	return f()
+}
+
+// Create makes a VM's directory and record and takes its lock. An empty name
+// is replaced by a random one. The error wraps vm.ErrNameTaken when a VM that
+// exists has that name.
+func (s *Store) Create(name string, spec vm.Spec) (*VM, error) {
+	if name != "" {
+		if err := vm.CheckName(name); err != nil {
+			return nil, err
+		}
+	}
+	var v *VM
+	err := s.withLock(func() error {
+		if err := s.reconcileLocked(); err != nil {
+			return err
+		}
+		taken := map[string]vm.Record{}
+		for _, e := range s.list() {
+			if e.Err == nil {
+				taken[e.Record.Name] = e.Record
+			}
+		}
+		if name == "" {
+			name = freeName(taken)
+		} else if r, ok := taken[name]; ok {
+			return fmt.Errorf("%w: %q belongs to VM %s (%s); remove it with: fcvm rm %s", vm.ErrNameTaken, name, r.ID, r.Status, name)
+		}
+		var err error
+		v, err = s.create(name, spec)
+		return err
+	})
+	return v, err
+}
+
+func freeName(taken map[string]vm.Record) string {
+	for range nameTries {
+		n := vm.NewName()
+		if _, ok := taken[n]; !ok {
+			return n
+		}
+	}
+	return vm.NewName() + "-" + vm.NewID()[:4]
+}
+
+func (s *Store) create(name string, spec vm.Spec) (*VM, error) {
+	now := time.Now().UTC()
+	start, err := proc.StartTime(os.Getpid())
+	if err != nil {
+		return nil, err
+	}
+	v := &VM{store: s, rec: vm.Record{
+		Schema: vm.RecordSchema, ID: vm.NewID(), Name: name, Created: now, Spec: spec,
+		Status: vm.StatusCreated, History: []vm.Event{{Time: now, Status: vm.StatusCreated}},
+		Supervisor: vm.Process{PID: os.Getpid(), Start: start},
+	}}
+	dir := s.layout.VM(v.rec.ID)
+	if err := os.Mkdir(string(dir), 0o700); err != nil {
+		return nil, fmt.Errorf("create VM %s: %w", name, err)
+	}
+	v.lock = flock.New(dir.Lock(), flock.SetPermissions(0o600))
+	if _, err = v.lock.TryLock(); err == nil {
+		err = v.write()
+	}
+	if err != nil {
+		_ = v.lock.Close()
+		_ = os.RemoveAll(string(dir))
+		return nil, fmt.Errorf("create VM %s: %w", name, err)
+	}
+	return v, nil
+}
+
+// List returns every VM, oldest first. A record that cannot be read is an
+// entry with Err set; it never fails the listing.
+func (s *Store) List() ([]Entry, error) {
+	if err := s.Reconcile(); err != nil {
+		return nil, err
+	}
+	return s.list(), nil
+}
+
+func (s *Store) list() []Entry {
+	ids, err := s.ids()
+	if err != nil {
+		return nil
+	}
+	entries := make([]Entry, 0, len(ids))
+	for _, id := range ids {
+		rec, err := s.read(id)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // removed meanwhile, or not written yet
+		}
+		entries = append(entries, Entry{Record: rec, Err: err, Alive: s.alive(id)})
+	}
+	slices.SortStableFunc(entries, func(a, b Entry) int { return a.Record.Created.Compare(b.Record.Created) })
+	return entries
+}
+
+func (s *Store) ids() ([]string, error) {
+	dirs, err := os.ReadDir(s.layout.VMs())
+	if err != nil {
+		return nil, fmt.Errorf("list VMs: %w", err)
+	}
+	var ids []string
+	for _, d := range dirs {
+		if d.IsDir() && vm.ValidID(d.Name()) {
+			ids = append(ids, d.Name())
+		}
+	}
+	return ids, nil
+}
+
+// read returns the record; even with an error its ID is set.
+func (s *Store) read(id string) (vm.Record, error) {
+	broken := vm.Record{ID: id}
+	f, err := os.Open(s.layout.VM(id).Record())
+	if err != nil {
+		return broken, err
+	}
+	defer func() { _ = f.Close() }()
+	b, err := io.ReadAll(io.LimitReader(f, maxRecord+1))
+	if err != nil {
+		return broken, err
+	}
+	if len(b) > maxRecord {
+		return broken, fmt.Errorf("%w: %s is larger than %d bytes", ErrBroken, f.Name(), maxRecord)
+	}
+	var head struct {
+		Schema int    `json:"schema"`
+		ID     string `json:"id"`
+	}
+	if err := json.Unmarshal(b, &head); err != nil {
+		return broken, fmt.Errorf("%w: %s: %w", ErrBroken, f.Name(), err)
+	}
+	if head.Schema > vm.RecordSchema {
+		return broken, fmt.Errorf("%w: %s has schema %d, this fcvm knows %d", ErrNewerSchema, f.Name(), head.Schema, vm.RecordSchema)
+	}
+	if head.Schema < 1 || head.ID != id {
+		return broken, fmt.Errorf("%w: %s has schema %d and id %q", ErrBroken, f.Name(), head.Schema, head.ID)
+	}
+	var rec vm.Record
+	if err := json.Unmarshal(b, &rec); err != nil {
+		return broken, fmt.Errorf("%w: %s: %w", ErrBroken, f.Name(), err)
+	}
+	return rec, nil
+}
+
+// alive reports whether some process holds the VM's lock.
+func (s *Store) alive(id string) bool {
+	l := flock.New(s.layout.VM(id).Lock(), flock.SetFlag(os.O_RDONLY))
+	defer func() { _ = l.Close() }()
+	free, err := l.TryRLock()
+	return err == nil && !free
+}
+
+// Find returns the VM with this id, name or unique prefix of an id.
+func (s *Store) Find(ref string) (Entry, error) {
+	entries, err := s.List()
+	if err != nil {
+		return Entry{}, err
+	}
+	var byPrefix []Entry
+	for _, e := range entries {
+		if e.Record.ID == ref || (e.Err == nil && e.Record.Name == ref) {
+			return e, nil
+		}
+		if ref != "" && strings.HasPrefix(e.Record.ID, ref) {
+			byPrefix = append(byPrefix, e)
+		}
+	}
+	switch len(byPrefix) {
+	case 0:
+		return Entry{}, fmt.Errorf("%w: %q (list them with: fcvm ls -a)", vm.ErrNotFound, ref)
+	case 1:
+		return byPrefix[0], nil
+	}
+	var names []string
+	for _, e := range byPrefix {
+		names = append(names, fmt.Sprintf("%s (%s)", e.Record.ID, e.Record.Name))
+	}
+	return Entry{}, fmt.Errorf("%w: %q fits %s", vm.ErrAmbiguous, ref, strings.Join(names, ", "))
+}
+
+// Remove drops a VM that has ended. The error wraps vm.ErrRunning when its
+// supervisor lives.
+func (s *Store) Remove(id string) error {
+	return s.withLock(func() error {
+		l := flock.New(s.layout.VM(id).Lock(), flock.SetPermissions(0o600))
+		ok, err := l.TryLock()
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("remove VM %s: %w", id, err)
+		}
+		defer func() { _ = l.Close() }()
+		if !ok {
+			return fmt.Errorf("remove VM %s: %w", id, vm.ErrRunning)
+		}
+		return s.removeDir(id)
+	})
+}
+
+// removeDir takes the directory out of sight in one step before it deletes
+// it, so that a crash leaves no half VM.
+func (s *Store) removeDir(id string) error {
+	trash := filepath.Join(s.layout.VMs(), trashPrefix+id)
+	if err := os.Rename(string(s.layout.VM(id)), trash); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove VM %s: %w", id, err)
+	}
+	if err := os.RemoveAll(trash); err != nil {
+		return fmt.Errorf("remove VM %s: %w", id, err)
+	}
+	return nil
+}
+
+func writeJSON(path string, v any) error {
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := renameio.WriteFile(path, append(b, '\n'), 0o600); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}

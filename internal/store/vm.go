@@ -1,0 +1,67 @@
+package store
+
+import (
+	"sync"
+	"time"
+
+	"github.com/gofrs/flock"
+
+	"github.com/fcvm/fcvm/internal/paths"
+	"github.com/fcvm/fcvm/internal/vm"
+)
+
+// VM is a record in the hands of its supervisor. Its methods are safe for
+// concurrent use.
+type VM struct {
+	store *Store
+	lock  *flock.Flock
+
+	mu  sync.Mutex
+	rec vm.Record
+}
+
+// Record returns a copy of the record as it stands.
+func (v *VM) Record() vm.Record {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.rec
+}
+
+// Dir is the VM's directory.
+func (v *VM) Dir() paths.VMDir { return v.store.layout.VM(v.rec.ID) }
+
+// Update changes the record and writes it; when either fails the record stays
+// as it was.
+func (v *VM) Update(change func(*vm.Record) error) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	old := v.rec
+	if err := change(&v.rec); err != nil {
+		v.rec = old
+		return err
+	}
+	if err := v.write(); err != nil {
+		v.rec = old
+		return err
+	}
+	return nil
+}
+
+// Move changes the status.
+func (v *VM) Move(to vm.Status, reason string) error {
+	return v.Update(func(r *vm.Record) error { return r.Move(to, reason, time.Now()) })
+}
+
+func (v *VM) write() error { return writeJSON(v.Dir().Record(), &v.rec) }
+
+// Close lets go of the lock: the VM counts as ended from here on.
+func (v *VM) Close() error { return v.lock.Close() }
+
+// Remove drops the VM with its directory and closes it.
+func (v *VM) Remove() error {
+	err := v.store.withLock(func() error { return v.store.removeDir(v.rec.ID) })
+	if cerr := v.lock.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
