@@ -4,6 +4,7 @@
 //	DATA/                        0700
 //	  setup.json                 what setup installed, with checksums
 //	  lock                       flock: names, records
+//	  setup.lock                 flock: one setup at a time
 //	  bin/                       VMMs that setup installed
 //	  kernels/ID/                vmlinux, modules, initramfs-AGENT.cpio
 //	  roots/ID/rootfs.ext4       guest roots
@@ -79,6 +80,7 @@ func runtimeDir(getenv func(string) string, uid int) string {
 
 func (l Layout) Setup() string            { return filepath.Join(l.Data, "setup.json") }
 func (l Layout) Lock() string             { return filepath.Join(l.Data, "lock") }
+func (l Layout) SetupLock() string        { return filepath.Join(l.Data, "setup.lock") }
 func (l Layout) Bin() string              { return filepath.Join(l.Data, "bin") }
 func (l Layout) Kernels() string          { return filepath.Join(l.Data, "kernels") }
 func (l Layout) Roots() string            { return filepath.Join(l.Data, "roots") }

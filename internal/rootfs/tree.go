@@ -1,0 +1,293 @@
+package rootfs
+
+import (
+	"archive/tar"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+)
+
+const (
+	whiteoutPrefix = ".wh."
+	whiteoutMeta   = ".wh..wh." // AUFS's own files
+	opaqueMarker   = ".wh..wh..opq"
+	maxHops        = 40 // symbolic links followed in one path, as Linux does
+)
+
+// node is one inode of the merged tree. Two names of one node are hard links.
+type node struct {
+	hdr      *tar.Header
+	children map[string]*node // of a directory
+	layer    int              // whose archive holds the content
+	seq      int              // which entry of that archive
+	touched  int              // the last layer that named this or something below it
+	links    []string         // filled in when the tree is final
+}
+
+func (n *node) isDir() bool     { return n.hdr.Typeflag == tar.TypeDir }
+func (n *node) isSymlink() bool { return n.hdr.Typeflag == tar.TypeSymlink }
+func (n *node) hasContent() bool {
+	return n.hdr.Typeflag == tar.TypeReg && n.hdr.Size > 0
+}
+
+// tree is an image's file tree as its layers are applied, lowest first, with
+// the rules of the OCI image specification:
+// https://github.com/opencontainers/image-spec/blob/main/layer.md
+type tree struct {
+	root    *node
+	layer   int
+	limits  Limits
+	entries int
+	bytes   int64
+}
+
+func newTree(l Limits) *tree {
+	return &tree{root: newDir(-1), layer: -1, limits: l.orDefault()}
+}
+
+func newDir(layer int) *node {
+	return &node{
+		hdr:      &tar.Header{Typeflag: tar.TypeDir, Mode: 0o755},
+		children: map[string]*node{}, layer: layer, touched: layer,
+	}
+}
+
+// nextLayer starts the next layer.
+func (t *tree) nextLayer() { t.layer++ }
+
+// add applies entry number seq of the current layer.
+func (t *tree) add(h *tar.Header, seq int) error {
+	if t.entries++; t.entries > t.limits.Entries {
+		return fmt.Errorf("%w: over %d entries", ErrTooLarge, t.limits.Entries)
+	}
+	name, err := cleanName(h.Name, t.limits.Name)
+	if err != nil {
+		return err
+	}
+	if name == "" {
+		if h.Typeflag == tar.TypeDir {
+			t.root.hdr = h
+		}
+		return nil
+	}
+	dirName, base := path.Split(name)
+	if strings.HasPrefix(base, whiteoutPrefix) {
+		return t.whiteout(dirName, base)
+	}
+	if err := t.check(h); err != nil {
+		return err
+	}
+	dir, err := t.dir(dirName, true)
+	if err != nil {
+		return fmt.Errorf("entry %q: %w", h.Name, err)
+	}
+	old := dir.children[base]
+	if h.Typeflag == tar.TypeLink {
+		target, err := t.linkTarget(h)
+		if err != nil {
+			return err
+		}
+		target.touched = t.layer
+		dir.children[base] = target
+		return nil
+	}
+	n := &node{hdr: h, layer: t.layer, seq: seq, touched: t.layer}
+	if h.Typeflag == tar.TypeDir {
+		n.children = map[string]*node{}
+		if old != nil && old.isDir() {
+			n.children = old.children
+		}
+	}
+	dir.children[base] = n
+	return nil
+}
+
+// check bounds an entry and brings its type to one that ext4 has.
+func (t *tree) check(h *tar.Header) error {
+	switch h.Typeflag {
+	case tar.TypeReg, '\x00', tar.TypeGNUSparse, tar.TypeCont: // '\x00': before POSIX
+		h.Typeflag = tar.TypeReg
+		if h.Size < 0 || h.Size > t.limits.Bytes-t.bytes {
+			return fmt.Errorf("%w: over %d MiB of files", ErrTooLarge, t.limits.Bytes>>20)
+		}
+		t.bytes += h.Size
+	case tar.TypeSymlink:
+		if h.Linkname == "" || len(h.Linkname) > t.limits.Name {
+			return fmt.Errorf("%w: entry %q: link target of %d bytes", ErrUnsafe, h.Name, len(h.Linkname))
+		}
+	case tar.TypeLink, tar.TypeDir, tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
+	default:
+		return fmt.Errorf("%w: entry %q has unknown type %q", ErrCorrupt, h.Name, h.Typeflag)
+	}
+	size := 0
+	for k, v := range h.PAXRecords {
+		if strings.HasPrefix(k, xattrPrefix) {
+			size += len(k) + len(v)
+		}
+	}
+	if size > t.limits.Xattrs {
+		return fmt.Errorf("%w: entry %q has %d bytes of extended attributes, the limit is %d", ErrTooLarge, h.Name, size, t.limits.Xattrs)
+	}
+	return nil
+}
+
+// cleanName returns the path without slashes at its ends. A path that is
+// absolute or goes up is refused, rather than taken for another one.
+func cleanName(name string, limit int) (string, error) {
+	if len(name) > limit {
+		return "", fmt.Errorf("%w: a path of %d bytes, the limit is %d", ErrTooLarge, len(name), limit)
+	}
+	if strings.HasPrefix(name, "/") {
+		return "", fmt.Errorf("%w: %q is an absolute path", ErrUnsafe, name)
+	}
+	var parts []string
+	for p := range strings.SplitSeq(name, "/") {
+		switch {
+		case p == "" || p == ".":
+			continue
+		case p == "..":
+			return "", fmt.Errorf("%w: %q goes up with \"..\"", ErrUnsafe, name)
+		case len(p) > 255 || strings.IndexByte(p, 0) >= 0:
+			return "", fmt.Errorf("%w: %q is no file name", ErrUnsafe, p)
+		}
+		parts = append(parts, p)
+	}
+	return strings.Join(parts, "/"), nil
+}
+
+// linkTarget finds what a hard link links to.
+func (t *tree) linkTarget(h *tar.Header) (*node, error) {
+	name, err := cleanName(h.Linkname, t.limits.Name)
+	if err != nil {
+		return nil, fmt.Errorf("hard link %q: %w", h.Name, err)
+	}
+	dirName, base := path.Split(name)
+	dir, err := t.dir(dirName, false)
+	if err != nil {
+		return nil, fmt.Errorf("hard link %q: %w", h.Name, err)
+	}
+	var target *node
+	if dir != nil {
+		target = dir.children[base]
+	}
+	if target == nil || target.isDir() {
+		return nil, fmt.Errorf("%w: hard link %q to %q, which is no file", ErrCorrupt, h.Name, h.Linkname)
+	}
+	return target, nil
+}
+
+// dir returns the directory of this name, following symbolic links inside of
+// the tree as the kernel would with the tree as its root. With create it
+// makes what is missing and marks the way as touched; without, it returns nil
+// for what is missing.
+func (t *tree) dir(name string, create bool) (*node, error) {
+	stack := []*node{t.root}
+	todo := strings.Split(name, "/")
+	for hops := 0; len(todo) > 0; {
+		part := todo[0]
+		todo = todo[1:]
+		cur := stack[len(stack)-1]
+		if create {
+			cur.touched = t.layer
+		}
+		switch part {
+		case "", ".":
+			continue
+		case "..":
+			if len(stack) > 1 {
+				stack = stack[:len(stack)-1]
+			}
+			continue
+		}
+		next := cur.children[part]
+		switch {
+		case next == nil && !create:
+			return nil, nil
+		case next == nil:
+			next = newDir(t.layer)
+			cur.children[part] = next
+		case next.isSymlink():
+			if hops++; hops > maxHops {
+				return nil, fmt.Errorf("%w: symbolic links loop at %q", ErrUnsafe, part)
+			}
+			if strings.HasPrefix(next.hdr.Linkname, "/") {
+				stack = stack[:1]
+			}
+			todo = append(strings.Split(next.hdr.Linkname, "/"), todo...)
+			continue
+		case !next.isDir():
+			return nil, fmt.Errorf("%w: %q is no directory", ErrCorrupt, part)
+		}
+		stack = append(stack, next)
+	}
+	last := stack[len(stack)-1]
+	if create {
+		last.touched = t.layer
+	}
+	return last, nil
+}
+
+// whiteout hides what lower layers have. What this layer has stays, in
+// whatever order its entries come.
+func (t *tree) whiteout(dirName, base string) error {
+	if base != opaqueMarker && strings.HasPrefix(base, whiteoutMeta) {
+		return nil
+	}
+	dir, err := t.dir(dirName, base == opaqueMarker)
+	if err != nil {
+		return fmt.Errorf("whiteout in %q: %w", dirName, err)
+	}
+	if dir == nil {
+		return nil
+	}
+	if base == opaqueMarker {
+		t.prune(dir)
+		return nil
+	}
+	name := strings.TrimPrefix(base, whiteoutPrefix)
+	if child := dir.children[name]; child != nil {
+		if child.touched < t.layer {
+			delete(dir.children, name)
+		} else {
+			t.prune(child)
+		}
+	}
+	return nil
+}
+
+func (t *tree) prune(dir *node) {
+	for name, c := range dir.children {
+		if c.touched < t.layer {
+			delete(dir.children, name)
+		} else {
+			t.prune(c)
+		}
+	}
+}
+
+// walk calls f for each name of the final tree, parents first, siblings in
+// order.
+func (t *tree) walk(f func(name string, n *node) error) error {
+	var down func(prefix string, dir *node) error
+	down = func(prefix string, dir *node) error {
+		names := make([]string, 0, len(dir.children))
+		for name := range dir.children {
+			names = append(names, name)
+		}
+		slices.Sort(names)
+		for _, name := range names {
+			c := dir.children[name]
+			if err := f(prefix+name, c); err != nil {
+				return err
+			}
+			if c.isDir() {
+				if err := down(prefix+name+"/", c); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	}
+	return down("", t.root)
+}
