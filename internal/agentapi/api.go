@@ -37,6 +37,8 @@ const StreamProtocol = "fcvm-stream/1"
 const (
 	MaxBody  = 4 << 20  // bytes of a JSON body
 	MaxFrame = 64 << 10 // bytes of a frame's payload
+
+	StdinWindow = 512 << 10 // bytes of stdin on their way to a process
 )
 
 // Kernel command line parameters that the agent reads as /init. They carry no

@@ -11,7 +11,11 @@ import (
 type FrameType byte
 
 // The frames of a stream. Host to guest: Stdin, StdinClose, Resize, Signal.
-// Guest to host: Stdout, Stderr, Exit (the last frame, always).
+// Guest to host: Stdout, Stderr, StdinAck, Exit (the last frame, always).
+//
+// The host sends at most StdinWindow bytes of stdin that the guest has not
+// acknowledged. So the guest always reads what comes, and a signal is never
+// stuck behind input that the process does not read.
 const (
 	FrameStdin      FrameType = 1
 	FrameStdinClose FrameType = 2 // no payload
@@ -20,6 +24,7 @@ const (
 	FrameResize     FrameType = 5 // rows, columns: two big-endian uint16
 	FrameSignal     FrameType = 6 // number: one byte
 	FrameExit       FrameType = 7 // JSON of Exit
+	FrameStdinAck   FrameType = 8 // bytes of stdin that the process has taken: big-endian uint32
 )
 
 // ErrFrame: the peer does not speak the protocol.
@@ -60,8 +65,8 @@ func (f *FrameReader) Next() (FrameType, []byte, error) {
 		return 0, nil, err
 	}
 	t, n := FrameType(h[0]), binary.BigEndian.Uint32(h[1:])
-	if t < FrameStdin || t > FrameExit {
-		return 0, nil, fmt.Errorf("%w: unknown type %d", ErrFrame, t)
+	if t < FrameStdin || t > FrameStdinAck {
+		return 0, nil, fmt.Errorf("%w: unknown type %d", ErrFrame, h[0])
 	}
 	if n > MaxFrame {
 		return 0, nil, fmt.Errorf("%w: length %d, the limit is %d", ErrFrame, n, MaxFrame)
@@ -93,4 +98,20 @@ func ParseResize(p []byte) (rows, cols uint16, err error) {
 		return 0, 0, fmt.Errorf("%w: a resize has 4 bytes, not %d", ErrFrame, len(p))
 	}
 	return binary.BigEndian.Uint16(p), binary.BigEndian.Uint16(p[2:]), nil
+}
+
+// StdinAck encodes the payload of FrameStdinAck.
+func StdinAck(n uint32) []byte { return binary.BigEndian.AppendUint32(nil, n) }
+
+// ParseStdinAck decodes the payload of FrameStdinAck. More than StdinWindow
+// is more than the host can have sent.
+func ParseStdinAck(p []byte) (uint32, error) {
+	if len(p) != 4 {
+		return 0, fmt.Errorf("%w: an acknowledgement has 4 bytes, not %d", ErrFrame, len(p))
+	}
+	n := binary.BigEndian.Uint32(p)
+	if n > StdinWindow {
+		return 0, fmt.Errorf("%w: %d bytes acknowledged, the window is %d", ErrFrame, n, StdinWindow)
+	}
+	return n, nil
 }

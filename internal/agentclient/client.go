@@ -1,9 +1,14 @@
-// Package agentclient is the host's side of the agent channel (package
-// agentapi). A Client is made of a function that opens connections; it does
-// not know what carries them.
+// Package agentclient is the host's side of the agent channel: it asks the
+// agent in a guest what package agentapi defines.
 //
-// The guest is hostile: every answer is bounded in size and every handshake
-// in time; what a guest says wrong loses that guest and nothing else.
+// A Client holds nothing but a way to dial. The usual life: WaitAgent until
+// the guest answers, SendPlan (or the metadata service has it), Attach, Start,
+// then Stream.Run until the container has ended.
+//
+// The guest is hostile. Every answer is bounded in length, what it says is
+// cleaned before it reaches a person, and a guest that says nothing is left
+// when the caller's context ends. What a stream carries is the container's
+// output and is passed on as it is.
 package agentclient
 
 import (
@@ -15,136 +20,227 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/fcvm/fcvm/internal/agentapi"
 )
 
-// ErrAgent: the agent refused a request or broke the protocol.
-var ErrAgent = errors.New("guest agent")
+// ErrProtocol: the guest answered something that an agent does not say.
+var ErrProtocol = errors.New("the guest does not speak the agent's protocol")
 
 const (
-	// pollInterval is the pause between attempts to reach an agent that does
-	// not answer yet.
-	pollInterval = 5 * time.Millisecond
-	// handshakeTimeout bounds the answer to a request that the agent gives
-	// at once; emulated guests are slow.
+	maxHeader  = 16 << 10 // bytes of an answer's header
+	maxMessage = 4 << 10  // bytes of a guest's text that is shown to a person
+	idleConns  = 2        // connections kept open between requests
+
+	// pollPause is how long WaitAgent sleeps between dials that fail at once.
+	pollPause = 10 * time.Millisecond
+
+	// handshakeTimeout bounds the start of a stream. It is long, since an
+	// emulated guest may be busy.
 	handshakeTimeout = time.Minute
 )
 
-// Dial opens a connection to the agent.
-type Dial func(ctx context.Context) (net.Conn, error)
+// Dialer opens a connection to the agent's HTTP service (vmm.Machine.Dial).
+type Dialer func(context.Context) (net.Conn, error)
 
-// Client talks to one agent. It is safe for concurrent use.
+// Client asks one guest's agent. It is safe for concurrent use.
 type Client struct {
-	dial Dial
+	dial Dialer
 	http *http.Client
 }
 
-// New returns a client that opens connections with dial.
-func New(dial Dial) *Client {
-	return &Client{dial: dial, http: &http.Client{Transport: &http.Transport{
-		DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
-		MaxIdleConns:           2,
-		IdleConnTimeout:        time.Minute,
-		DisableCompression:     true,
-		MaxResponseHeaderBytes: 16 << 10,
-	}}}
+// New returns a client that dials with dial. It does not connect.
+func New(dial Dialer) *Client {
+	return &Client{dial: dial, http: &http.Client{
+		Transport: &http.Transport{
+			DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
+			MaxIdleConns:           idleConns,
+			MaxIdleConnsPerHost:    idleConns,
+			DisableCompression:     true,
+			MaxResponseHeaderBytes: maxHeader,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}
 }
 
-// Close drops idle connections.
+// Close drops idle connections. Streams live on.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
-// WaitAgent waits until the agent answers, and returns what it says.
-func (c *Client) WaitAgent(ctx context.Context) (agentapi.Status, error) {
-	for {
-		st, err := c.Status(ctx)
-		if err == nil {
-			return st, nil
-		}
-		select {
-		case <-ctx.Done():
-			return st, fmt.Errorf("wait for the guest agent: %w (last: %w)", context.Cause(ctx), err)
-		case <-time.After(pollInterval):
-		}
-	}
-}
-
-// Status asks the agent how far the guest is.
+// Status asks how far the guest is.
 func (c *Client) Status(ctx context.Context) (agentapi.Status, error) {
 	var st agentapi.Status
-	err := c.call(ctx, http.MethodGet, agentapi.PathStatus, nil, &st)
-	if err == nil && st.Version != agentapi.Version {
-		err = fmt.Errorf("%w speaks version %d of the protocol, this fcvm %d", ErrAgent, st.Version, agentapi.Version)
+	if err := c.call(ctx, http.MethodGet, agentapi.PathStatus, nil, &st); err != nil {
+		return agentapi.Status{}, fmt.Errorf("ask the guest agent for its status: %w", err)
 	}
-	return st, err
+	if st.Version != agentapi.Version {
+		return agentapi.Status{}, fmt.Errorf("%w: it speaks version %d, not %d", ErrProtocol, st.Version, agentapi.Version)
+	}
+	st.Error = clean(st.Error)
+	if st.Exit != nil {
+		if err := checkExit(st.Exit); err != nil {
+			return agentapi.Status{}, err
+		}
+	}
+	return st, nil
 }
 
-// SendPlan gives the agent its plan; it takes only one.
+// WaitAgent waits until the agent answers, and returns its first status. It
+// returns early only when ctx ends (with the last failure of a dial) or when
+// something answers that is no agent.
+func (c *Client) WaitAgent(ctx context.Context) (agentapi.Status, error) {
+	pause := time.NewTimer(0)
+	defer pause.Stop()
+	var last error
+	for {
+		select {
+		case <-ctx.Done():
+			return agentapi.Status{}, fmt.Errorf("wait for the guest agent: %w", errors.Join(context.Cause(ctx), last))
+		case <-pause.C:
+		}
+		st, err := c.Status(ctx)
+		if err == nil || errors.Is(err, ErrProtocol) {
+			return st, err
+		}
+		if ctx.Err() == nil {
+			last = err
+		}
+		pause.Reset(pollPause)
+	}
+}
+
+// SendPlan tells the agent what to run; once.
 func (c *Client) SendPlan(ctx context.Context, p *agentapi.Plan) error {
-	return c.call(ctx, http.MethodPut, agentapi.PathPlan, p, nil)
+	if err := c.call(ctx, http.MethodPut, agentapi.PathPlan, p, nil); err != nil {
+		return fmt.Errorf("send the plan to the guest agent: %w", err)
+	}
+	return nil
 }
 
-// Start starts the container and returns when its first process runs, or with
-// a PID of 0 when it ended before; how is then said on the attached stream.
+// Start starts the container and returns when its first process runs. A
+// container that could not be started is no error: the process id is then 0,
+// and the stream's Exit says why.
 func (c *Client) Start(ctx context.Context) (agentapi.StartResponse, error) {
 	var r agentapi.StartResponse
-	err := c.call(ctx, http.MethodPost, agentapi.PathStart, nil, &r)
-	return r, err
+	if err := c.call(ctx, http.MethodPost, agentapi.PathStart, nil, &r); err != nil {
+		return r, fmt.Errorf("start the container: %w", err)
+	}
+	return r, nil
 }
 
 // Signal sends a signal to the container's first process.
-func (c *Client) Signal(ctx context.Context, sig int) error {
-	return c.call(ctx, http.MethodPost, agentapi.PathSignal, agentapi.SignalRequest{Signal: sig}, nil)
-}
-
-// Shutdown asks the guest to write its disks and end.
-func (c *Client) Shutdown(ctx context.Context) error {
-	return c.call(ctx, http.MethodPost, agentapi.PathShutdown, nil, nil)
-}
-
-// call sends one request. in and out may be nil.
-func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
-	var body io.Reader
-	if in != nil {
-		b, err := json.Marshal(in)
-		if err != nil {
-			return fmt.Errorf("ask the guest agent: %w", err)
-		}
-		body = bytes.NewReader(b)
-	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://agent"+path, body)
+func (c *Client) Signal(ctx context.Context, signal int) error {
+	err := c.call(ctx, http.MethodPost, agentapi.PathSignal, agentapi.SignalRequest{Signal: signal}, nil)
 	if err != nil {
-		return fmt.Errorf("ask the guest agent: %w", err)
+		return fmt.Errorf("send signal %d to the container: %w", signal, err)
+	}
+	return nil
+}
+
+// Shutdown asks the guest to write its disks and power off. That it has done
+// so shows by the end of the VMM.
+func (c *Client) Shutdown(ctx context.Context) error {
+	if err := c.call(ctx, http.MethodPost, agentapi.PathShutdown, nil, nil); err != nil {
+		return fmt.Errorf("shut the guest down: %w", err)
+	}
+	return nil
+}
+
+// call sends one request, with body as JSON if there is one, and decodes the
+// answer into out.
+func (c *Client) call(ctx context.Context, method, path string, body, out any) error {
+	req, err := newRequest(ctx, method, path, body)
+	if err != nil {
+		return err
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return fmt.Errorf("ask the guest agent: %w", err)
+		return unwrapURL(err)
 	}
 	defer func() { _ = resp.Body.Close() }()
+	return readAnswer(resp, out)
+}
+
+func newRequest(ctx context.Context, method, path string, body any) (*http.Request, error) {
+	var b []byte
+	if body != nil {
+		var err error
+		if b, err = json.Marshal(body); err != nil {
+			return nil, fmt.Errorf("encode request: %w", err)
+		}
+		if len(b) > agentapi.MaxBody {
+			return nil, fmt.Errorf("encode request: %d bytes are more than the agent takes (%d)", len(b), agentapi.MaxBody)
+		}
+	}
+	return http.NewRequestWithContext(ctx, method, "http://agent"+path, bytes.NewReader(b))
+}
+
+func readAnswer(resp *http.Response, out any) error {
 	b, err := io.ReadAll(io.LimitReader(resp.Body, agentapi.MaxBody+1))
 	if err != nil {
-		return fmt.Errorf("read the guest agent's answer: %w", err)
+		return fmt.Errorf("read answer: %w", err)
 	}
 	if len(b) > agentapi.MaxBody {
-		return fmt.Errorf("%w: answer to %s is larger than %d bytes", ErrAgent, path, agentapi.MaxBody)
+		return fmt.Errorf("%w: an answer of more than %d bytes", ErrProtocol, agentapi.MaxBody)
 	}
 	if resp.StatusCode >= http.StatusBadRequest {
-		return refusal(resp.Status, b)
+		e := new(agentapi.Error)
+		if json.Unmarshal(b, e) != nil || e.Message == "" {
+			return fmt.Errorf("%w: HTTP status %d", ErrProtocol, resp.StatusCode)
+		}
+		e.Message = clean(e.Message)
+		return e
+	}
+	if resp.StatusCode < 200 || resp.StatusCode > 299 {
+		return fmt.Errorf("%w: HTTP status %d", ErrProtocol, resp.StatusCode)
 	}
 	if out == nil {
 		return nil
 	}
 	if err := json.Unmarshal(b, out); err != nil {
-		return fmt.Errorf("%w: answer to %s: %w", ErrAgent, path, err)
+		return fmt.Errorf("%w: %w", ErrProtocol, err)
 	}
 	return nil
 }
 
-func refusal(status string, body []byte) error {
-	var e agentapi.Error
-	if json.Unmarshal(body, &e) != nil || e.Message == "" {
-		return fmt.Errorf("%w: %s", ErrAgent, status)
+// unwrapURL drops the made-up URL from an error of net/http, and knows what
+// that says of a peer that is no HTTP server.
+func unwrapURL(err error) error {
+	var u *url.Error
+	if errors.As(err, &u) {
+		err = u.Err
 	}
-	return fmt.Errorf("%w: %s", ErrAgent, e.Message)
+	for _, sign := range []string{"malformed HTTP", "malformed MIME", "response headers exceeded"} {
+		if strings.Contains(err.Error(), sign) {
+			return fmt.Errorf("%w: %s", ErrProtocol, clean(err.Error()))
+		}
+	}
+	return err
+}
+
+// checkExit refuses an exit that no process has.
+func checkExit(e *agentapi.Exit) error {
+	if e.Code < 0 || e.Code > 255 {
+		return fmt.Errorf("%w: exit code %d", ErrProtocol, e.Code)
+	}
+	e.Error = clean(e.Error)
+	return nil
+}
+
+// clean makes a guest's text fit for a terminal: no control characters but
+// line breaks and tabs, and not endless.
+func clean(s string) string {
+	if len(s) > maxMessage {
+		s = s[:maxMessage] + "…"
+	}
+	return strings.Map(func(r rune) rune {
+		if r == '\n' || r == '\t' || (unicode.IsPrint(r) && r != utf8.RuneError) {
+			return r
+		}
+		return '·'
+	}, s)
 }

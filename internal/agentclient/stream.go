@@ -2,7 +2,6 @@ package agentclient
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,196 +10,247 @@ import (
 	"net"
 	"net/http"
 	"sync"
-	"time"
+	"syscall"
 
 	"github.com/fcvm/fcvm/internal/agentapi"
 )
 
-// ErrLost: the connection ended before the process did.
-var ErrLost = errors.New("connection to the guest was lost")
+// ErrLost: the connection ended before the process did. A container goes on;
+// attach again.
+var ErrLost = errors.New("connection to the guest agent was lost")
 
-// Size is a terminal's.
+// stdinChunk is how much of stdin goes into one frame, bytes.
+const stdinChunk = 32 << 10
+
+// Size of a terminal, in characters.
 type Size struct{ Rows, Cols uint16 }
 
-// Stdio is what a stream is joined to. Nil writers discard; a nil Stdin is
-// an empty one.
-type Stdio struct {
-	Stdin          io.Reader
-	Stdout, Stderr io.Writer
+// StdIO is what a process in the guest is joined to.
+type StdIO struct {
+	Stdin          io.Reader // nil: no input; the process sees its end at once
+	Stdout, Stderr io.Writer // nil: discarded
 	Resize         <-chan Size
 }
 
-// Stream is the stdio of one process in the guest. Run is called once; Signal
-// and Close at any time.
+// Stream is a process's stdin, stdout and stderr over one connection.
 type Stream struct {
-	conn net.Conn
-	r    io.Reader
+	conn   net.Conn
+	frames *agentapi.FrameReader
 
-	mu sync.Mutex // frames are written whole
+	write  sync.Mutex // one frame at a time
+	window *window
+	done   chan struct{} // closed when Run returns
+	close  func() error
 }
 
-// Attach joins the container's stdio. It may come before Start.
+// Attach joins the container's stdio. It may come before Start: output waits
+// in the guest until somebody attaches.
 func (c *Client) Attach(ctx context.Context) (*Stream, error) {
-	return c.upgrade(ctx, agentapi.PathAttach, nil)
-}
-
-// Exec runs a command in the guest.
-func (c *Client) Exec(ctx context.Context, req agentapi.ExecRequest) (*Stream, error) {
-	return c.upgrade(ctx, agentapi.PathExec, req)
-}
-
-func (c *Client) upgrade(ctx context.Context, path string, in any) (*Stream, error) {
-	conn, err := c.dial(ctx)
+	s, err := c.stream(ctx, agentapi.PathAttach, nil)
 	if err != nil {
-		return nil, fmt.Errorf("reach the guest agent: %w", err)
-	}
-	s, err := handshake(ctx, conn, path, in)
-	if err != nil {
-		_ = conn.Close()
-		return nil, err
+		return nil, fmt.Errorf("attach to the container: %w", err)
 	}
 	return s, nil
 }
 
-func handshake(ctx context.Context, conn net.Conn, path string, in any) (*Stream, error) {
-	var body []byte
-	if in != nil {
-		var err error
-		if body, err = json.Marshal(in); err != nil {
-			return nil, err
-		}
+// Exec starts a command; it gets a hang-up signal when the stream is closed
+// before its end.
+func (c *Client) Exec(ctx context.Context, req agentapi.ExecRequest) (*Stream, error) {
+	s, err := c.stream(ctx, agentapi.PathExec, req)
+	if err != nil {
+		return nil, fmt.Errorf("run a command in the guest: %w", err)
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://agent"+path, bytes.NewReader(body))
+	return s, nil
+}
+
+func (c *Client) stream(ctx context.Context, path string, body any) (*Stream, error) {
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	conn, err := c.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	stop := closeOnDone(ctx, conn)
+	r, err := upgrade(ctx, conn, path, body)
+	if !stop() && err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		_ = conn.Close()
+		if ctx.Err() != nil {
+			err = fmt.Errorf("%w (%w)", ctx.Err(), err)
+		}
+		return nil, err
+	}
+	return &Stream{
+		conn: conn, frames: agentapi.NewFrameReader(r),
+		window: newWindow(agentapi.StdinWindow), done: make(chan struct{}), close: sync.OnceValue(conn.Close),
+	}, nil
+}
+
+// closeOnDone closes conn when ctx ends; stop undoes it and reports whether
+// it was in time. Not every carrier of the channel has deadlines.
+func closeOnDone(ctx context.Context, conn net.Conn) (stop func() bool) {
+	return context.AfterFunc(ctx, func() { _ = conn.Close() })
+}
+
+// upgrade asks for a stream and returns what follows the answer.
+func upgrade(ctx context.Context, conn net.Conn, path string, body any) (io.Reader, error) {
+	req, err := newRequest(ctx, http.MethodPost, path, body)
 	if err != nil {
 		return nil, err
 	}
 	req.Header.Set("Connection", "Upgrade")
 	req.Header.Set("Upgrade", agentapi.StreamProtocol)
-	if err := conn.SetDeadline(time.Now().Add(handshakeTimeout)); err != nil {
-		return nil, err
-	}
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
 	if err := req.Write(conn); err != nil {
-		return nil, fmt.Errorf("ask the guest agent: %w", err)
+		return nil, fmt.Errorf("send request: %w", err)
 	}
-	// The limit holds for the handshake only; frames have their own.
-	limited := &io.LimitedReader{R: conn, N: agentapi.MaxBody}
-	br := bufio.NewReader(limited)
+	limited := &io.LimitedReader{R: conn, N: maxHeader + agentapi.MaxBody}
+	br := bufio.NewReaderSize(limited, stdinChunk)
 	resp, err := http.ReadResponse(br, req)
 	if err != nil {
-		return nil, fmt.Errorf("read the guest agent's answer: %w", err)
+		return nil, fmt.Errorf("%w: %s", ErrProtocol, clean(err.Error()))
 	}
 	if resp.StatusCode != http.StatusSwitchingProtocols {
-		b, _ := io.ReadAll(resp.Body)
-		_ = resp.Body.Close()
-		return nil, refusal(resp.Status, b)
+		defer func() { _ = resp.Body.Close() }()
+		return nil, readAnswer(resp, nil)
 	}
-	if !stop() {
-		return nil, context.Cause(ctx)
+	if got := resp.Header.Get("Upgrade"); got != agentapi.StreamProtocol {
+		return nil, fmt.Errorf("%w: it offers %q", ErrProtocol, clean(got))
 	}
-	if err := conn.SetDeadline(time.Time{}); err != nil {
-		return nil, err
-	}
-	early, err := br.Peek(br.Buffered())
-	if err != nil {
-		return nil, err
-	}
-	return &Stream{conn: conn, r: io.MultiReader(bytes.NewReader(early), conn)}, nil
+	limited.N = 1<<63 - 1 // from here on the frames have the limits
+	return br, nil
 }
 
-// Run joins the stream to stdio until the process has ended, and returns how.
-// When ctx ends, or the connection, the error says so (ErrLost). A read of
-// Stdin that is blocked does not keep Run from returning.
-func (s *Stream) Run(ctx context.Context, stdio Stdio) (agentapi.Exit, error) {
+// Close ends the stream, and a Run of it with ErrLost. A container goes on; a
+// command that Exec has started is hung up.
+func (s *Stream) Close() error { return s.close() }
+
+// Signal sends a signal to the process. It overtakes input that the process
+// has not read.
+func (s *Stream) Signal(sig syscall.Signal) error {
+	if err := s.send(agentapi.FrameSignal, []byte{byte(sig)}); err != nil {
+		return fmt.Errorf("send signal %d: %w", int(sig), err)
+	}
+	return nil
+}
+
+// Run passes input and output on until the process has ended and all of its
+// output was written, and returns how it ended. It closes the stream. It may
+// be called once.
+//
+// A read from Stdin that blocks does not hold Run back: it goes on in the
+// background, and what it gets then is dropped.
+func (s *Stream) Run(ctx context.Context, stdio StdIO) (agentapi.Exit, error) {
 	defer func() { _ = s.Close() }()
-	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
-	defer stop()
-	done := make(chan struct{})
-	defer close(done)
-	go s.sendInput(stdio.Stdin)
-	go s.sendSizes(stdio.Resize, done)
-	return s.receive(ctx, stdio)
+	defer func() { close(s.done); s.window.shut() }()
+	defer closeOnDone(ctx, s.conn)()
+
+	go s.pumpStdin(stdio.Stdin)
+	if stdio.Resize != nil {
+		go s.pumpResize(stdio.Resize)
+	}
+	exit, err := s.receive(stdio)
+	if err != nil && ctx.Err() != nil {
+		return agentapi.Exit{}, context.Cause(ctx)
+	}
+	return exit, err
 }
 
-func (s *Stream) receive(ctx context.Context, stdio Stdio) (agentapi.Exit, error) {
-	r := agentapi.NewFrameReader(bufio.NewReaderSize(s.r, 2*agentapi.MaxFrame))
-	out, err := orDiscard(stdio.Stdout), orDiscard(stdio.Stderr)
+// receive handles the guest's frames up to the exit.
+func (s *Stream) receive(stdio StdIO) (agentapi.Exit, error) {
 	for {
-		t, p, rerr := r.Next()
-		if rerr != nil {
-			if ctx.Err() != nil {
-				return agentapi.Exit{}, context.Cause(ctx)
-			}
-			return agentapi.Exit{}, fmt.Errorf("%w: %w", ErrLost, rerr)
+		t, p, err := s.frames.Next()
+		if errors.Is(err, agentapi.ErrFrame) {
+			return agentapi.Exit{}, fmt.Errorf("%w: %w", ErrProtocol, err)
 		}
-		var werr error
+		if err != nil {
+			return agentapi.Exit{}, fmt.Errorf("%w: %w", ErrLost, err)
+		}
 		switch t {
 		case agentapi.FrameStdout:
-			_, werr = out.Write(p)
+			err = writeAll(stdio.Stdout, p, "stdout")
 		case agentapi.FrameStderr:
-			_, werr = err.Write(p)
+			err = writeAll(stdio.Stderr, p, "stderr")
+		case agentapi.FrameStdinAck:
+			err = s.acknowledge(p)
 		case agentapi.FrameExit:
-			var e agentapi.Exit
-			if jerr := json.Unmarshal(p, &e); jerr != nil {
-				return e, fmt.Errorf("%w: exit: %w", ErrAgent, jerr)
-			}
-			e.Code &= 0xff // what a process can exit with, whatever a guest says
-			return e, nil
+			return parseExit(p)
 		default:
-			return agentapi.Exit{}, fmt.Errorf("%w: frame of type %d, which is the host's", ErrAgent, t)
+			err = fmt.Errorf("%w: frame %d from a guest", ErrProtocol, t)
 		}
-		if werr != nil {
-			return agentapi.Exit{}, fmt.Errorf("write the container's output: %w", werr)
+		if err != nil {
+			return agentapi.Exit{}, err
 		}
 	}
 }
 
-func orDiscard(w io.Writer) io.Writer {
+func (s *Stream) acknowledge(p []byte) error {
+	n, err := agentapi.ParseStdinAck(p)
+	if err == nil {
+		err = s.window.give(int(n))
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrProtocol, err)
+	}
+	return nil
+}
+
+func parseExit(p []byte) (agentapi.Exit, error) {
+	var e agentapi.Exit
+	if err := json.Unmarshal(p, &e); err != nil {
+		return agentapi.Exit{}, fmt.Errorf("%w: %w", ErrProtocol, err)
+	}
+	if err := checkExit(&e); err != nil {
+		return agentapi.Exit{}, err
+	}
+	return e, nil
+}
+
+func writeAll(w io.Writer, p []byte, name string) error {
 	if w == nil {
-		return io.Discard
+		return nil
 	}
-	return w
+	if _, err := w.Write(p); err != nil {
+		return fmt.Errorf("write %s: %w", name, err)
+	}
+	return nil
 }
 
-func (s *Stream) sendInput(r io.Reader) {
-	if r != nil {
-		buf := make([]byte, agentapi.MaxFrame)
-		for {
-			n, err := r.Read(buf)
-			if n > 0 && s.send(agentapi.FrameStdin, buf[:n]) != nil {
-				return
-			}
-			if err != nil {
-				break
-			}
+// pumpStdin sends what it reads, never more than the guest has room for.
+func (s *Stream) pumpStdin(r io.Reader) {
+	if r == nil {
+		_ = s.send(agentapi.FrameStdinClose, nil)
+		return
+	}
+	buf := make([]byte, stdinChunk)
+	for {
+		n, err := r.Read(buf)
+		if n > 0 && (!s.window.take(n) || s.send(agentapi.FrameStdin, buf[:n]) != nil) {
+			return
+		}
+		if err != nil {
+			_ = s.send(agentapi.FrameStdinClose, nil)
+			return
 		}
 	}
-	_ = s.send(agentapi.FrameStdinClose, nil)
 }
 
-func (s *Stream) sendSizes(sizes <-chan Size, done <-chan struct{}) {
+func (s *Stream) pumpResize(sizes <-chan Size) {
 	for {
 		select {
-		case <-done:
-			return
-		case z, ok := <-sizes:
-			if !ok || s.send(agentapi.FrameResize, agentapi.Resize(z.Rows, z.Cols)) != nil {
+		case sz, ok := <-sizes:
+			if !ok || s.send(agentapi.FrameResize, agentapi.Resize(sz.Rows, sz.Cols)) != nil {
 				return
 			}
+		case <-s.done:
+			return
 		}
 	}
 }
 
-// Signal sends a signal to the process.
-func (s *Stream) Signal(sig int) error { return s.send(agentapi.FrameSignal, []byte{byte(sig)}) }
-
 func (s *Stream) send(t agentapi.FrameType, p []byte) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.write.Lock()
+	defer s.write.Unlock()
 	return agentapi.WriteFrame(s.conn, t, p)
 }
-
-// Close ends the connection. A command of Exec gets a hang-up; the container
-// goes on.
-func (s *Stream) Close() error { return s.conn.Close() }
