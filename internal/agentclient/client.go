@@ -29,8 +29,8 @@ import (
 	"github.com/fcvm/fcvm/internal/agentapi"
 )
 
-// ErrProtocol: the guest answered something that an agent does not say.
-var ErrProtocol = errors.New("the guest does not speak the agent's protocol")
+// ErrAgent: the guest answered something that an agent does not say.
+var ErrAgent = errors.New("the guest does not speak the agent's protocol")
 
 const (
 	maxHeader  = 16 << 10 // bytes of an answer's header
@@ -45,17 +45,17 @@ const (
 	handshakeTimeout = time.Minute
 )
 
-// Dialer opens a connection to the agent's HTTP service (vmm.Machine.Dial).
-type Dialer func(context.Context) (net.Conn, error)
+// Dial opens a connection to the agent's HTTP service (vmm.Machine.Dial).
+type Dial func(context.Context) (net.Conn, error)
 
 // Client asks one guest's agent. It is safe for concurrent use.
 type Client struct {
-	dial Dialer
+	dial Dial
 	http *http.Client
 }
 
 // New returns a client that dials with dial. It does not connect.
-func New(dial Dialer) *Client {
+func New(dial Dial) *Client {
 	return &Client{dial: dial, http: &http.Client{
 		Transport: &http.Transport{
 			DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
@@ -78,7 +78,7 @@ func (c *Client) Status(ctx context.Context) (agentapi.Status, error) {
 		return agentapi.Status{}, fmt.Errorf("ask the guest agent for its status: %w", err)
 	}
 	if st.Version != agentapi.Version {
-		return agentapi.Status{}, fmt.Errorf("%w: it speaks version %d, not %d", ErrProtocol, st.Version, agentapi.Version)
+		return agentapi.Status{}, fmt.Errorf("%w: it speaks version %d, not %d", ErrAgent, st.Version, agentapi.Version)
 	}
 	st.Error = clean(st.Error)
 	if st.Exit != nil {
@@ -103,7 +103,7 @@ func (c *Client) WaitAgent(ctx context.Context) (agentapi.Status, error) {
 		case <-pause.C:
 		}
 		st, err := c.Status(ctx)
-		if err == nil || errors.Is(err, ErrProtocol) {
+		if err == nil || errors.Is(err, ErrAgent) {
 			return st, err
 		}
 		if ctx.Err() == nil {
@@ -185,24 +185,24 @@ func readAnswer(resp *http.Response, out any) error {
 		return fmt.Errorf("read answer: %w", err)
 	}
 	if len(b) > agentapi.MaxBody {
-		return fmt.Errorf("%w: an answer of more than %d bytes", ErrProtocol, agentapi.MaxBody)
+		return fmt.Errorf("%w: an answer of more than %d bytes", ErrAgent, agentapi.MaxBody)
 	}
 	if resp.StatusCode >= http.StatusBadRequest {
 		e := new(agentapi.Error)
 		if json.Unmarshal(b, e) != nil || e.Message == "" {
-			return fmt.Errorf("%w: HTTP status %d", ErrProtocol, resp.StatusCode)
+			return fmt.Errorf("%w: HTTP status %d", ErrAgent, resp.StatusCode)
 		}
 		e.Message = clean(e.Message)
 		return e
 	}
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {
-		return fmt.Errorf("%w: HTTP status %d", ErrProtocol, resp.StatusCode)
+		return fmt.Errorf("%w: HTTP status %d", ErrAgent, resp.StatusCode)
 	}
 	if out == nil {
 		return nil
 	}
 	if err := json.Unmarshal(b, out); err != nil {
-		return fmt.Errorf("%w: %w", ErrProtocol, err)
+		return fmt.Errorf("%w: %w", ErrAgent, err)
 	}
 	return nil
 }
@@ -216,7 +216,7 @@ func unwrapURL(err error) error {
 	}
 	for _, sign := range []string{"malformed HTTP", "malformed MIME", "response headers exceeded"} {
 		if strings.Contains(err.Error(), sign) {
-			return fmt.Errorf("%w: %s", ErrProtocol, clean(err.Error()))
+			return fmt.Errorf("%w: %s", ErrAgent, clean(err.Error()))
 		}
 	}
 	return err
@@ -225,7 +225,7 @@ func unwrapURL(err error) error {
 // checkExit refuses an exit that no process has.
 func checkExit(e *agentapi.Exit) error {
 	if e.Code < 0 || e.Code > 255 {
-		return fmt.Errorf("%w: exit code %d", ErrProtocol, e.Code)
+		return fmt.Errorf("%w: exit code %d", ErrAgent, e.Code)
 	}
 	e.Error = clean(e.Error)
 	return nil

@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"sync"
-	"syscall"
 
 	"github.com/fcvm/fcvm/internal/agentapi"
 )
@@ -25,8 +24,8 @@ const stdinChunk = 32 << 10
 // Size of a terminal, in characters.
 type Size struct{ Rows, Cols uint16 }
 
-// StdIO is what a process in the guest is joined to.
-type StdIO struct {
+// Stdio is what a process in the guest is joined to.
+type Stdio struct {
 	Stdin          io.Reader // nil: no input; the process sees its end at once
 	Stdout, Stderr io.Writer // nil: discarded
 	Resize         <-chan Size
@@ -109,14 +108,14 @@ func upgrade(ctx context.Context, conn net.Conn, path string, body any) (io.Read
 	br := bufio.NewReaderSize(limited, stdinChunk)
 	resp, err := http.ReadResponse(br, req)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %s", ErrProtocol, clean(err.Error()))
+		return nil, fmt.Errorf("%w: %s", ErrAgent, clean(err.Error()))
 	}
 	if resp.StatusCode != http.StatusSwitchingProtocols {
 		defer func() { _ = resp.Body.Close() }()
 		return nil, readAnswer(resp, nil)
 	}
 	if got := resp.Header.Get("Upgrade"); got != agentapi.StreamProtocol {
-		return nil, fmt.Errorf("%w: it offers %q", ErrProtocol, clean(got))
+		return nil, fmt.Errorf("%w: it offers %q", ErrAgent, clean(got))
 	}
 	limited.N = 1<<63 - 1 // from here on the frames have the limits
 	return br, nil
@@ -128,9 +127,9 @@ func (s *Stream) Close() error { return s.close() }
 
 // Signal sends a signal to the process. It overtakes input that the process
 // has not read.
-func (s *Stream) Signal(sig syscall.Signal) error {
+func (s *Stream) Signal(sig int) error {
 	if err := s.send(agentapi.FrameSignal, []byte{byte(sig)}); err != nil {
-		return fmt.Errorf("send signal %d: %w", int(sig), err)
+		return fmt.Errorf("send signal %d: %w", sig, err)
 	}
 	return nil
 }
@@ -141,7 +140,7 @@ func (s *Stream) Signal(sig syscall.Signal) error {
 //
 // A read from Stdin that blocks does not hold Run back: it goes on in the
 // background, and what it gets then is dropped.
-func (s *Stream) Run(ctx context.Context, stdio StdIO) (agentapi.Exit, error) {
+func (s *Stream) Run(ctx context.Context, stdio Stdio) (agentapi.Exit, error) {
 	defer func() { _ = s.Close() }()
 	defer func() { close(s.done); s.window.shut() }()
 	defer closeOnDone(ctx, s.conn)()
@@ -158,11 +157,11 @@ func (s *Stream) Run(ctx context.Context, stdio StdIO) (agentapi.Exit, error) {
 }
 
 // receive handles the guest's frames up to the exit.
-func (s *Stream) receive(stdio StdIO) (agentapi.Exit, error) {
+func (s *Stream) receive(stdio Stdio) (agentapi.Exit, error) {
 	for {
 		t, p, err := s.frames.Next()
 		if errors.Is(err, agentapi.ErrFrame) {
-			return agentapi.Exit{}, fmt.Errorf("%w: %w", ErrProtocol, err)
+			return agentapi.Exit{}, fmt.Errorf("%w: %w", ErrAgent, err)
 		}
 		if err != nil {
 			return agentapi.Exit{}, fmt.Errorf("%w: %w", ErrLost, err)
@@ -177,7 +176,7 @@ func (s *Stream) receive(stdio StdIO) (agentapi.Exit, error) {
 		case agentapi.FrameExit:
 			return parseExit(p)
 		default:
-			err = fmt.Errorf("%w: frame %d from a guest", ErrProtocol, t)
+			err = fmt.Errorf("%w: frame %d from a guest", ErrAgent, t)
 		}
 		if err != nil {
 			return agentapi.Exit{}, err
@@ -191,7 +190,7 @@ func (s *Stream) acknowledge(p []byte) error {
 		err = s.window.give(int(n))
 	}
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrProtocol, err)
+		return fmt.Errorf("%w: %w", ErrAgent, err)
 	}
 	return nil
 }
@@ -199,7 +198,7 @@ func (s *Stream) acknowledge(p []byte) error {
 func parseExit(p []byte) (agentapi.Exit, error) {
 	var e agentapi.Exit
 	if err := json.Unmarshal(p, &e); err != nil {
-		return agentapi.Exit{}, fmt.Errorf("%w: %w", ErrProtocol, err)
+		return agentapi.Exit{}, fmt.Errorf("%w: %w", ErrAgent, err)
 	}
 	if err := checkExit(&e); err != nil {
 		return agentapi.Exit{}, err
