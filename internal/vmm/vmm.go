@@ -14,8 +14,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"time"
 )
 
@@ -165,4 +167,29 @@ type Process interface {
 	Signal(sig os.Signal) error
 	// Wait returns when the process has ended; it may be called many times.
 	Wait() Exit
+}
+
+// CheckFiles reports the first file of the configuration that cannot be read
+// or, for a writable disk, written, by name: VMMs say it less clearly.
+func (c *Config) CheckFiles() error {
+	type file struct {
+		what, name string
+		flag       int
+	}
+	files := []file{{"kernel", c.Kernel, os.O_RDONLY}, {"initramfs", c.Initrd, os.O_RDONLY}}
+	for _, d := range c.Disks {
+		f := file{"disk " + d.ID, d.Path, os.O_RDWR}
+		if d.ReadOnly {
+			f.flag = os.O_RDONLY
+		}
+		files = append(files, f)
+	}
+	for _, f := range files {
+		h, err := os.OpenFile(filepath.Join(c.Dir, f.name), f.flag, 0)
+		if err != nil {
+			return fmt.Errorf("open the VM's %s: %w", f.what, err)
+		}
+		_ = h.Close()
+	}
+	return nil
 }

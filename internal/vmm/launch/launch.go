@@ -1,0 +1,100 @@
+// Package launch starts a VMM as a plain child of this process, and is what
+// other launchers are built on: whatever it starts dies with this process,
+// however this process dies.
+package launch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"syscall"
+
+	"github.com/fcvm/fcvm/internal/vmm"
+)
+
+// Direct starts programs as plain children.
+type Direct struct{}
+
+// Launch implements vmm.Launcher. ctx bounds the start only.
+func (Direct) Launch(ctx context.Context, c vmm.Command) (vmm.Process, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(c.Path, c.Args...)
+	cmd.Env, cmd.Dir, cmd.ExtraFiles = c.Env, c.Dir, c.Extra
+	// Assigned only when set: a nil *os.File in an interface is not nil.
+	if c.Stdin != nil {
+		cmd.Stdin = c.Stdin
+	}
+	if c.Stdout != nil {
+		cmd.Stdout = c.Stdout
+	}
+	if c.Stderr != nil {
+		cmd.Stderr = c.Stderr
+	}
+	// A session of its own: Ctrl-C in the terminal is for the supervisor.
+	return Start(cmd, &syscall.SysProcAttr{Setsid: true})
+}
+
+// Process is a child that dies with this process.
+type Process struct {
+	cmd  *exec.Cmd
+	done chan struct{}
+	exit vmm.Exit
+}
+
+// Start starts cmd, whose files must be *os.File, with attr and a
+// parent-death signal. That signal comes when the thread ends that started
+// the child, so a thread is kept for as long as the child lives.
+func Start(cmd *exec.Cmd, attr *syscall.SysProcAttr) (*Process, error) {
+	attr.Pdeathsig = syscall.SIGKILL
+	cmd.SysProcAttr = attr
+	p := &Process{cmd: cmd, done: make(chan struct{})}
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			p.exit = exitOf(cmd.Wait(), cmd.ProcessState)
+			close(p.done)
+		}
+	}()
+	if err := <-started; err != nil {
+		return nil, fmt.Errorf("start %s: %w", cmd.Path, err)
+	}
+	return p, nil
+}
+
+func exitOf(err error, st *os.ProcessState) vmm.Exit {
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		return vmm.Exit{Code: -1, Reason: err.Error()}
+	}
+	ws, ok := st.Sys().(syscall.WaitStatus)
+	if ok && ws.Signaled() {
+		return vmm.Exit{Code: -1, Signal: int(ws.Signal()), Reason: "killed by signal: " + ws.Signal().String()}
+	}
+	return vmm.Exit{Code: st.ExitCode(), Reason: fmt.Sprintf("ended with status %d", st.ExitCode())}
+}
+
+// PID implements vmm.Process.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// Signal implements vmm.Process. To signal what has ended is no error.
+func (p *Process) Signal(sig os.Signal) error {
+	if err := p.cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("send %s to process %d: %w", sig, p.PID(), err)
+	}
+	return nil
+}
+
+// Wait implements vmm.Process.
+func (p *Process) Wait() vmm.Exit {
+	<-p.done
+	return p.exit
+}
