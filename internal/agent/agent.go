@@ -37,7 +37,6 @@ const (
 	scratchDir = runDir + "/scratch"  // the scratch disk
 	pidFile    = runDir + "/pid"      // the container's first process, written by conmon
 	cidFile    = runDir + "/cid"      // the container's id, written by Podman
-	envFile    = runDir + "/env"      // the container's environment, for Podman
 
 	guestPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 )

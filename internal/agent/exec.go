@@ -40,49 +40,62 @@ func (a *agent) newExec(req agentapi.ExecRequest) (*execution, error) {
 	return &execution{agent: a, req: req, cmd: cmd}, nil
 }
 
+// serve runs the command and returns when it has ended and the peer knows, or
+// the peer is gone.
 func (e *execution) serve(conn net.Conn) {
-	io, err := newStdio(e.cmd, e.req.TTY, e.req.Stdin, e.req.Rows, e.req.Cols)
-	var child *child
-	if err == nil {
-		if e.cmd.SysProcAttr == nil {
-			e.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-		}
-		child, err = e.agent.spawn.start(e.cmd)
-		io.started()
-	}
+	io, child, err := e.start()
 	s := newSession(func(sig syscall.Signal) {
 		if child != nil {
 			_ = unix.Kill(-child.pid, sig) // the whole group, as a terminal does
 		}
 	})
-	if err != nil {
-		if io != nil {
-			io.close()
-		}
-		go s.serve(conn)
-		s.finish(startFailure(err))
-		return
-	}
 	lost := make(chan struct{})
 	go func() {
 		s.serve(conn)
-		close(lost)
 		s.abandon()
+		close(lost)
 	}()
-	exit := s.run(io, func() agentapi.Exit {
-		select {
-		case ws := <-child.done:
-			return agentapi.Exit{Code: exitCode(ws)}
-		case <-lost:
-			_ = unix.Kill(-child.pid, unix.SIGHUP)
-			return agentapi.Exit{Code: exitCode(<-child.done)}
-		}
-	})
+	exit := startFailure(err)
+	if err == nil {
+		exit = s.run(io, func() agentapi.Exit {
+			select {
+			case ws := <-child.done:
+				return agentapi.Exit{Code: exitCode(ws)}
+			case <-lost:
+				_ = unix.Kill(-child.pid, unix.SIGHUP)
+				return agentapi.Exit{Code: exitCode(<-child.done)}
+			}
+		})
+	}
 	s.finish(exit)
+	<-lost
+}
+
+func (e *execution) start() (*stdio, *child, error) {
+	io, err := newStdio(e.cmd, e.req.TTY, e.req.Stdin)
+	if err != nil {
+		return nil, nil, err
+	}
+	if e.req.Rows > 0 && e.req.Cols > 0 {
+		io.resize(e.req.Rows, e.req.Cols)
+	}
+	if e.cmd.SysProcAttr == nil {
+		e.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	}
+	child, err := e.agent.spawn.start(e.cmd)
+	io.started()
+	if err != nil {
+		io.close()
+		return nil, nil, err
+	}
+	return io, child, nil
 }
 
 // startFailure gives the exit codes that shells use.
 func startFailure(err error) agentapi.Exit {
+	if err == nil {
+		return agentapi.Exit{}
+	}
 	e := agentapi.Exit{Code: 126, Failed: true, Error: err.Error()}
 	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, unix.ENOENT) {
 		e.Code = 127

@@ -6,7 +6,9 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strings"
 	"syscall"
+	"time"
 
 	"github.com/creack/pty"
 	"golang.org/x/sys/unix"
@@ -17,6 +19,10 @@ import (
 // pipeSize is what the kernel buffers of one stream, bytes: large enough that
 // a fast writer is not woken for every page.
 const pipeSize = 1 << 20
+
+// ttyGrace is how long a terminal's output is waited for after its process
+// has ended, if somebody else keeps the terminal open.
+const ttyGrace = 500 * time.Millisecond
 
 // stdio is the agent's ends of a process's stdin, stdout and stderr: three
 // pipes, or one pseudo-terminal.
@@ -31,33 +37,26 @@ type stdio struct {
 type output struct {
 	frame agentapi.FrameType
 	f     *os.File
-	fd    int // of f; read directly once the runtime's poller has been told to stop
+	grace time.Duration
+	hold  chan struct{} // nil, or closed when the pump may begin
 }
 
 // newStdio makes the streams and gives the process's ends to cmd.
-func newStdio(cmd *exec.Cmd, tty, stdin bool, rows, cols uint16) (*stdio, error) {
+func newStdio(cmd *exec.Cmd, tty, stdin bool) (*stdio, error) {
 	if tty {
-		return newTTY(cmd, rows, cols)
+		return newTTY(cmd)
 	}
 	s := &stdio{}
 	for _, o := range []struct {
 		frame agentapi.FrameType
 		to    *io.Writer
 	}{{agentapi.FrameStdout, &cmd.Stdout}, {agentapi.FrameStderr, &cmd.Stderr}} {
-		var p [2]int
-		if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		w, err := s.outPipe(o.frame)
+		if err != nil {
 			s.close()
-			return nil, fmt.Errorf("make a pipe: %w", err)
+			return nil, err
 		}
-		_, _ = unix.FcntlInt(uintptr(p[0]), unix.F_SETPIPE_SZ, pipeSize) // a smaller one does, too
-		if err := unix.SetNonblock(p[0], true); err != nil {
-			s.close()
-			return nil, fmt.Errorf("make a pipe: %w", err)
-		}
-		w := os.NewFile(uintptr(p[1]), "|1")
 		*o.to = w
-		s.theirs = append(s.theirs, w)
-		s.out = append(s.out, &output{frame: o.frame, f: os.NewFile(uintptr(p[0]), "|0"), fd: p[0]})
 	}
 	if stdin {
 		r, w, err := os.Pipe()
@@ -65,28 +64,42 @@ func newStdio(cmd *exec.Cmd, tty, stdin bool, rows, cols uint16) (*stdio, error)
 			s.close()
 			return nil, fmt.Errorf("make a pipe: %w", err)
 		}
+		enlarge(w)
 		cmd.Stdin, s.stdin = r, w
 		s.theirs = append(s.theirs, r)
 	}
 	return s, nil
 }
 
-func newTTY(cmd *exec.Cmd, rows, cols uint16) (*stdio, error) {
+// outPipe adds a pipe that the process writes to, and returns its end of it.
+func (s *stdio) outPipe(frame agentapi.FrameType) (*os.File, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, fmt.Errorf("make a pipe: %w", err)
+	}
+	enlarge(w)
+	s.theirs = append(s.theirs, w)
+	s.out = append(s.out, &output{frame: frame, f: r})
+	return w, nil
+}
+
+// enlarge gives a pipe the larger buffer, if the kernel has it to give.
+func enlarge(pipe *os.File) {
+	if c, err := pipe.SyscallConn(); err == nil {
+		_ = c.Control(func(fd uintptr) { _, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, pipeSize) })
+	}
+}
+
+func newTTY(cmd *exec.Cmd) (*stdio, error) {
 	master, slave, err := pty.Open()
 	if err != nil {
 		return nil, fmt.Errorf("open a terminal: %w", err)
 	}
-	if rows > 0 && cols > 0 {
-		_ = pty.Setsize(master, &pty.Winsize{Rows: rows, Cols: cols})
-	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
-	if cmd.SysProcAttr == nil {
-		cmd.SysProcAttr = &syscall.SysProcAttr{}
-	}
-	cmd.SysProcAttr.Setsid, cmd.SysProcAttr.Setctty = true, true
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	return &stdio{
 		stdin: master, tty: master, theirs: []*os.File{slave},
-		out: []*output{{frame: agentapi.FrameStdout, f: master, fd: -1}},
+		out: []*output{{frame: agentapi.FrameStdout, f: master, grace: ttyGrace}},
 	}, nil
 }
 
@@ -114,6 +127,13 @@ func (s *stdio) resize(rows, cols uint16) {
 	}
 }
 
+// writeStdin waits until the process has taken the data, or has ended.
+func (s *stdio) writeStdin(data []byte) {
+	if s.stdin != nil {
+		_, _ = s.stdin.Write(data) // a process that does not read is no error
+	}
+}
+
 // closeStdin passes an end of input on: as the end of the pipe, or as the
 // character that a terminal takes for it.
 func (s *stdio) closeStdin() {
@@ -130,13 +150,16 @@ func (s *stdio) closeStdin() {
 // what is still in the pipe and stops, even if somebody else holds the other
 // end open (Podman's monitor does, for a while).
 func (o *output) pump(send func(agentapi.FrameType, []byte) error) {
+	if o.hold != nil {
+		<-o.hold
+	}
 	buf := make([]byte, agentapi.MaxFrame)
 	for {
 		n, err := o.f.Read(buf)
 		if n > 0 && send(o.frame, buf[:n]) != nil {
 			return
 		}
-		if errors.Is(err, os.ErrDeadlineExceeded) && o.fd >= 0 {
+		if errors.Is(err, os.ErrDeadlineExceeded) {
 			break
 		}
 		if err != nil {
@@ -144,17 +167,39 @@ func (o *output) pump(send func(agentapi.FrameType, []byte) error) {
 		}
 	}
 	for {
-		n, err := unix.Read(o.fd, buf)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if n <= 0 || err != nil || send(o.frame, buf[:n]) != nil {
+		n := o.readNow(buf)
+		if n == 0 || send(o.frame, buf[:n]) != nil {
 			return
 		}
 	}
 }
 
+// readNow reads what is there and does not wait, nor mind a deadline.
+func (o *output) readNow(buf []byte) int {
+	c, err := o.f.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	var n int
+	if cerr := c.Control(func(fd uintptr) {
+		// The runtime's poller has made the descriptor non-blocking.
+		for n, err = unix.Read(int(fd), buf); errors.Is(err, unix.EINTR); {
+			n, err = unix.Read(int(fd), buf)
+		}
+	}); cerr != nil || err != nil {
+		return 0
+	}
+	return n
+}
+
 // finish says that the process has ended: nothing more is written.
 func (o *output) finish() {
-	_ = o.f.SetReadDeadline(aLongTimeAgo)
+	_ = o.f.SetReadDeadline(time.Now().Add(o.grace))
+}
+
+// text takes what is in the stream now as a message for people, limit bytes
+// at most. It is called in place of pump, or before it.
+func (o *output) text(limit int) string {
+	buf := make([]byte, limit)
+	return strings.TrimSpace(string(buf[:o.readNow(buf)]))
 }

@@ -32,18 +32,10 @@ var ErrFrame = errors.New("bad frame")
 
 const frameHeader = 5 // type, then the payload's length as big-endian uint32
 
-// WriteFrame writes one frame with a single Write. It is not safe for
-// concurrent use on one writer.
+// WriteFrame writes one frame with a single Write, for those who write few.
+// It is not safe for concurrent use on one writer.
 func WriteFrame(w io.Writer, t FrameType, payload []byte) error {
-	if len(payload) > MaxFrame {
-		return fmt.Errorf("%w: payload of %d bytes, the limit is %d", ErrFrame, len(payload), MaxFrame)
-	}
-	b := make([]byte, frameHeader+len(payload))
-	b[0] = byte(t)
-	binary.BigEndian.PutUint32(b[1:], uint32(len(payload)))
-	copy(b[frameHeader:], payload)
-	_, err := w.Write(b)
-	return err
+	return NewFrameWriter(w).Write(t, payload)
 }
 
 // FrameReader reads frames. The payload that Next returns is valid until the
@@ -114,4 +106,35 @@ func ParseStdinAck(p []byte) (uint32, error) {
 		return 0, fmt.Errorf("%w: %d bytes acknowledged, the window is %d", ErrFrame, n, StdinWindow)
 	}
 	return n, nil
+}
+
+// FrameWriter writes frames, each with a single Write, out of one buffer that
+// it uses again and again. It is not safe for concurrent use.
+type FrameWriter struct {
+	w   io.Writer
+	buf []byte
+}
+
+// NewFrameWriter returns a writer of frames to w.
+func NewFrameWriter(w io.Writer) *FrameWriter { return &FrameWriter{w: w} }
+
+// Write writes one frame.
+func (f *FrameWriter) Write(t FrameType, payload []byte) error {
+	b, err := AppendFrame(f.buf[:0], t, payload)
+	if err != nil {
+		return err
+	}
+	f.buf = b
+	_, err = f.w.Write(b)
+	return err
+}
+
+// AppendFrame appends the encoding of one frame to b.
+func AppendFrame(b []byte, t FrameType, payload []byte) ([]byte, error) {
+	if len(payload) > MaxFrame {
+		return nil, fmt.Errorf("%w: payload of %d bytes, the limit is %d", ErrFrame, len(payload), MaxFrame)
+	}
+	b = append(b, byte(t))
+	b = binary.BigEndian.AppendUint32(b, uint32(len(payload)))
+	return append(b, payload...), nil
 }

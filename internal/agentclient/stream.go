@@ -33,10 +33,11 @@ type Stdio struct {
 
 // Stream is a process's stdin, stdout and stderr over one connection.
 type Stream struct {
-	conn   net.Conn
-	frames *agentapi.FrameReader
+	conn net.Conn
+	in   *agentapi.FrameReader
 
 	write  sync.Mutex // one frame at a time
+	out    *agentapi.FrameWriter
 	window *window
 	done   chan struct{} // closed when Run returns
 	close  func() error
@@ -82,7 +83,7 @@ func (c *Client) stream(ctx context.Context, path string, body any) (*Stream, er
 		return nil, err
 	}
 	return &Stream{
-		conn: conn, frames: agentapi.NewFrameReader(r),
+		conn: conn, in: agentapi.NewFrameReader(r), out: agentapi.NewFrameWriter(conn),
 		window: newWindow(agentapi.StdinWindow), done: make(chan struct{}), close: sync.OnceValue(conn.Close),
 	}, nil
 }
@@ -159,7 +160,7 @@ func (s *Stream) Run(ctx context.Context, stdio Stdio) (agentapi.Exit, error) {
 // receive handles the guest's frames up to the exit.
 func (s *Stream) receive(stdio Stdio) (agentapi.Exit, error) {
 	for {
-		t, p, err := s.frames.Next()
+		t, p, err := s.in.Next()
 		if errors.Is(err, agentapi.ErrFrame) {
 			return agentapi.Exit{}, fmt.Errorf("%w: %w", ErrAgent, err)
 		}
@@ -251,5 +252,5 @@ func (s *Stream) pumpResize(sizes <-chan Size) {
 func (s *Stream) send(t agentapi.FrameType, p []byte) error {
 	s.write.Lock()
 	defer s.write.Unlock()
-	return agentapi.WriteFrame(s.conn, t, p)
+	return s.out.Write(t, p)
 }
