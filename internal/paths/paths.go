@@ -3,8 +3,9 @@
 //
 //	DATA/                        0700
 //	  setup.json                 what setup installed, with checksums
-//	  lock                       flock: names, records
-//	  setup.lock                 flock: one setup at a time
+//	  lock                       locked to create or remove a VM
+//	  events.jsonl               what happened to VMs
+//	  setup.lock                 locked for one setup at a time
 //	  bin/                       VMMs that setup installed
 //	  kernels/ID/                vmlinux, modules, initramfs-AGENT.cpio
 //	  roots/ID/rootfs.ext4       guest roots
@@ -37,7 +38,10 @@ type Layout struct {
 
 // Resolve finds the layout: dataDir if given, else $FCVM_DATA_DIR, else
 // /var/lib/fcvm for root and $XDG_DATA_HOME/fcvm (~/.local/share/fcvm) for
-// others. It creates nothing.
+// others. What is for this boot only lies in $FCVM_RUNTIME_DIR, else in
+// /run/fcvm for root and $XDG_RUNTIME_DIR/fcvm (/tmp/fcvm-UID) for others. As
+// the XDG Base Directory Specification has it, a relative path in one of its
+// variables is as good as none. Resolve creates nothing.
 func Resolve(dataDir string, getenv func(string) string, uid int) (Layout, error) {
 	if dataDir == "" {
 		dataDir = getenv("FCVM_DATA_DIR")
@@ -47,7 +51,7 @@ func Resolve(dataDir string, getenv func(string) string, uid int) (Layout, error
 	}
 	if dataDir == "" {
 		base := getenv("XDG_DATA_HOME")
-		if base == "" {
+		if !filepath.IsAbs(base) {
 			home := getenv("HOME")
 			if home == "" {
 				return Layout{}, errors.New("find the data directory: neither HOME nor XDG_DATA_HOME is set; give --data-dir")
@@ -60,7 +64,11 @@ func Resolve(dataDir string, getenv func(string) string, uid int) (Layout, error
 	if err != nil {
 		return Layout{}, fmt.Errorf("find the data directory: %w", err)
 	}
-	return Layout{Data: abs, Runtime: runtimeDir(getenv, uid)}, nil
+	run, err := filepath.Abs(runtimeDir(getenv, uid))
+	if err != nil {
+		return Layout{}, fmt.Errorf("find the runtime directory: %w", err)
+	}
+	return Layout{Data: abs, Runtime: run}, nil
 }
 
 func runtimeDir(getenv func(string) string, uid int) string {
@@ -70,10 +78,11 @@ func runtimeDir(getenv func(string) string, uid int) string {
 	if uid == 0 {
 		return "/run/fcvm"
 	}
-	if d := getenv("XDG_RUNTIME_DIR"); d != "" {
+	if d := getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(d) {
 		return filepath.Join(d, "fcvm")
 	}
-	return fmt.Sprintf("%s/fcvm-%d", os.TempDir(), uid)
+	// Not $TMPDIR: every command must find the same.
+	return fmt.Sprintf("/tmp/fcvm-%d", uid)
 }
 
 // Names below the data directory.
@@ -86,6 +95,7 @@ func (l Layout) Kernels() string          { return filepath.Join(l.Data, "kernel
 func (l Layout) Roots() string            { return filepath.Join(l.Data, "roots") }
 func (l Layout) ScratchTemplates() string { return filepath.Join(l.Data, "scratch") }
 func (l Layout) Images() string           { return filepath.Join(l.Data, "images") }
+func (l Layout) Events() string           { return filepath.Join(l.Data, "events.jsonl") }
 func (l Layout) VMs() string              { return filepath.Join(l.Data, "vms") }
 func (l Layout) VM(id string) VMDir       { return VMDir(filepath.Join(l.VMs(), id)) }
 

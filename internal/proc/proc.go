@@ -11,30 +11,49 @@ import (
 // StartTime returns when a process started, in clock ticks since boot.
 // Together with its id it names a process for as long as the host is up.
 func StartTime(pid int) (uint64, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0, fmt.Errorf("read start time of process %d: %w", pid, err)
-	}
-	return parseStartTime(b)
+	st, err := read(pid)
+	return st.start, err
 }
 
-// parseStartTime finds field 22 of a stat file. The second field is the
-// program's name in parentheses and may itself hold spaces and parentheses.
-func parseStartTime(stat []byte) (uint64, error) {
-	i := bytes.LastIndexByte(stat, ')')
-	if i < 0 {
-		return 0, fmt.Errorf("parse stat: no program name in %q", stat)
-	}
-	fields := bytes.Fields(stat[i+1:])
-	const startTime = 22 - 3 // the first field after the name is number 3
-	if len(fields) <= startTime {
-		return 0, fmt.Errorf("parse stat: only %d fields after the name", len(fields))
-	}
-	return strconv.ParseUint(string(fields[startTime]), 10, 64)
-}
-
-// Alive reports whether the process with this id and start time still runs.
+// Alive reports whether the process with this id and start time still runs. A
+// zombie does not.
 func Alive(pid int, start uint64) bool {
-	t, err := StartTime(pid)
-	return err == nil && t == start
+	st, err := read(pid)
+	return err == nil && st.start == start && st.state != 'Z' && st.state != 'X'
+}
+
+// stat is the part of /proc/PID/stat that is used here.
+type stat struct {
+	state byte   // field 3
+	start uint64 // field 22
+}
+
+func read(pid int) (stat, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err == nil {
+		var st stat
+		if st, err = parse(b); err == nil {
+			return st, nil
+		}
+	}
+	return stat{}, fmt.Errorf("read start time of process %d: %w", pid, err)
+}
+
+// parse finds the fields. The second one is the program's name in parentheses
+// and may itself hold spaces and parentheses.
+func parse(b []byte) (stat, error) {
+	i := bytes.LastIndexByte(b, ')')
+	if i < 0 {
+		return stat{}, fmt.Errorf("no program name in %q", b)
+	}
+	const first, start = 3, 22 // numbers of the first field after the name, and of the start time
+	fields := bytes.Fields(b[i+1:])
+	if len(fields) <= start-first {
+		return stat{}, fmt.Errorf("only %d fields after the program's name", len(fields))
+	}
+	t, err := strconv.ParseUint(string(fields[start-first]), 10, 64)
+	if err != nil {
+		return stat{}, fmt.Errorf("start time: %w", err)
+	}
+	return stat{state: fields[0][0], start: t}, nil
 }

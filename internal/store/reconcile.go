@@ -10,15 +10,14 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/gofrs/flock"
-
+	"github.com/fcvm/fcvm/internal/events"
 	"github.com/fcvm/fcvm/internal/proc"
 	"github.com/fcvm/fcvm/internal/vm"
 )
 
 // Reconcile finds VMs whose supervisor died without ending them properly,
 // writes down what happened, and removes what was to be removed. It costs a
-// directory read and one flock per VM.
+// directory read and a look at one lock per VM.
 func (s *Store) Reconcile() error {
 	if !s.needsReconcile() {
 		return nil
@@ -37,7 +36,7 @@ func (s *Store) needsReconcile() bool {
 		if strings.HasPrefix(d.Name(), trashPrefix) {
 			return true
 		}
-		if !vm.ValidID(d.Name()) || s.alive(d.Name()) {
+		if !d.IsDir() || !vm.ValidID(d.Name()) || s.alive(d.Name()) {
 			continue
 		}
 		rec, err := s.read(d.Name())
@@ -53,26 +52,28 @@ func (s *Store) reconcileLocked() error {
 	if err != nil {
 		return fmt.Errorf("list VMs: %w", err)
 	}
+	var errs []error
 	for _, d := range dirs {
 		switch {
 		case strings.HasPrefix(d.Name(), trashPrefix):
 			err = os.RemoveAll(filepath.Join(s.layout.VMs(), d.Name()))
-		case vm.ValidID(d.Name()):
+		case d.IsDir() && vm.ValidID(d.Name()):
 			err = s.reconcileVM(d.Name())
+		default:
+			continue // not ours
 		}
 		if err != nil {
-			return fmt.Errorf("reconcile %s: %w", d.Name(), err)
+			errs = append(errs, fmt.Errorf("reconcile %s: %w", d.Name(), err))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 func (s *Store) reconcileVM(id string) error {
 	dir := s.layout.VM(id)
-	l := flock.New(dir.Lock(), flock.SetPermissions(0o600))
-	ok, err := l.TryLock()
-	if err != nil || !ok {
-		return err // ok is false while its supervisor lives
+	l, err := tryLock(dir.Lock())
+	if err != nil || l == nil {
+		return err // nobody gets it while the supervisor lives
 	}
 	defer func() { _ = l.Close() }()
 	rec, err := s.read(id)
@@ -88,14 +89,23 @@ func (s *Store) reconcileVM(id string) error {
 	if err := s.layout.RemoveControlSocket(id); err != nil {
 		return err
 	}
-	if rec.Spec.Remove {
-		return s.removeDir(id)
-	}
 	from := rec.Status
 	rec.Status = vm.StatusFailed
 	rec.Reason = fmt.Sprintf("its supervisor (process %d) ended without a word while the VM was %s", rec.Supervisor.PID, from)
 	rec.History = append(rec.History, vm.Event{Time: time.Now().UTC(), Status: rec.Status, Reason: rec.Reason})
-	return writeJSON(dir.Record(), &rec)
+	if rec.Spec.Remove {
+		if err := s.removeDir(id); err != nil {
+			return err
+		}
+		s.tell(events.Stopped, &rec, rec.Reason)
+		s.tell(events.Removed, &rec, "")
+		return nil
+	}
+	if err := writeJSON(dir.Record(), &rec); err != nil {
+		return err
+	}
+	s.tell(events.Stopped, &rec, rec.Reason)
+	return nil
 }
 
 // endVMM kills a VMM that outlived its supervisor. The kernel has done so

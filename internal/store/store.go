@@ -1,9 +1,8 @@
 // Package store keeps the records of VMs on disk and says which of them live.
 //
 // A VM's directory is made by Create, belongs to the process that holds its
-// lock (the supervisor), and goes with Remove. The lock is a flock, so the
-// kernel lets it go when the supervisor dies, however it dies; the next
-// Reconcile then writes down what happened, or removes the directory of a VM
+// lock (the supervisor), and goes with Remove. The kernel lets the lock go
+// when the supervisor dies, however it dies; the next Reconcile then writes down what happened, or removes the directory of a VM
 // that was to be removed anyway. There is no other state.
 package store
 
@@ -22,6 +21,7 @@ import (
 	"github.com/gofrs/flock"
 	"github.com/google/renameio/v2"
 
+	"github.com/fcvm/fcvm/internal/events"
 	"github.com/fcvm/fcvm/internal/paths"
 	"github.com/fcvm/fcvm/internal/proc"
 	"github.com/fcvm/fcvm/internal/vm"
@@ -88,11 +88,13 @@ func (s *Store) Create(name string, spec vm.Spec) (*VM, error) {
 	}
 	var v *VM
 	err := s.withLock(func() error {
-		if err := s.reconcileLocked(); err != nil {
+		_ = s.reconcileLocked() // what cannot be reconciled is no other VM's trouble
+		entries, err := s.list()
+		if err != nil {
 			return err
 		}
 		taken := map[string]vm.Record{}
-		for _, e := range s.list() {
+		for _, e := range entries {
 			if e.Err == nil {
 				taken[e.Record.Name] = e.Record
 			}
@@ -102,7 +104,6 @@ func (s *Store) Create(name string, spec vm.Spec) (*VM, error) {
 		} else if r, ok := taken[name]; ok {
 			return fmt.Errorf("%w: %q belongs to VM %s (%s); remove it with: fcvm rm %s", vm.ErrNameTaken, name, r.ID, r.Status, name)
 		}
-		var err error
 		v, err = s.create(name, spec)
 		return err
 	})
@@ -125,21 +126,24 @@ func (s *Store) create(name string, spec vm.Spec) (*VM, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &VM{store: s, rec: vm.Record{
-		Schema: vm.RecordSchema, ID: vm.NewID(), Name: name, Created: now, Spec: spec,
+	id := vm.NewID()
+	v := &VM{store: s, id: id, rec: vm.Record{
+		Schema: vm.RecordSchema, ID: id, Name: name, Created: now, Spec: spec,
 		Status: vm.StatusCreated, History: []vm.Event{{Time: now, Status: vm.StatusCreated}},
 		Supervisor: vm.Process{PID: os.Getpid(), Start: start},
 	}}
-	dir := s.layout.VM(v.rec.ID)
+	dir := s.layout.VM(id)
 	if err := os.Mkdir(string(dir), 0o700); err != nil {
 		return nil, fmt.Errorf("create VM %s: %w", name, err)
 	}
-	v.lock = flock.New(dir.Lock(), flock.SetPermissions(0o600))
-	if _, err = v.lock.TryLock(); err == nil {
-		err = v.write()
+	if v.lock, err = tryLock(dir.Lock()); err == nil {
+		if v.lock == nil {
+			err = errors.New("somebody else has locked its new directory")
+		} else if err = v.write(); err != nil {
+			_ = v.lock.Close()
+		}
 	}
 	if err != nil {
-		_ = v.lock.Close()
 		_ = os.RemoveAll(string(dir))
 		return nil, fmt.Errorf("create VM %s: %w", name, err)
 	}
@@ -147,18 +151,18 @@ func (s *Store) create(name string, spec vm.Spec) (*VM, error) {
 }
 
 // List returns every VM, oldest first. A record that cannot be read is an
-// entry with Err set; it never fails the listing.
+// entry with Err set; it never fails the listing. Nor does a VM that cannot be
+// reconciled, as in a data directory that is read-only: it is listed as it was
+// found, not alive and yet not ended.
 func (s *Store) List() ([]Entry, error) {
-	if err := s.Reconcile(); err != nil {
-		return nil, err
-	}
-	return s.list(), nil
+	_ = s.Reconcile()
+	return s.list()
 }
 
-func (s *Store) list() []Entry {
+func (s *Store) list() ([]Entry, error) {
 	ids, err := s.ids()
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	entries := make([]Entry, 0, len(ids))
 	for _, id := range ids {
@@ -169,7 +173,7 @@ func (s *Store) list() []Entry {
 		entries = append(entries, Entry{Record: rec, Err: err, Alive: s.alive(id)})
 	}
 	slices.SortStableFunc(entries, func(a, b Entry) int { return a.Record.Created.Compare(b.Record.Created) })
-	return entries
+	return entries, nil
 }
 
 func (s *Store) ids() ([]string, error) {
@@ -222,24 +226,27 @@ func (s *Store) read(id string) (vm.Record, error) {
 }
 
 // alive reports whether some process holds the VM's lock.
-func (s *Store) alive(id string) bool {
-	l := flock.New(s.layout.VM(id).Lock(), flock.SetFlag(os.O_RDONLY))
-	defer func() { _ = l.Close() }()
-	free, err := l.TryRLock()
-	return err == nil && !free
-}
+func (s *Store) alive(id string) bool { return locked(s.layout.VM(id).Lock()) }
 
-// Find returns the VM with this id, name or unique prefix of an id.
+// Alive reports whether a VM's supervisor runs.
+func (s *Store) Alive(id string) bool { return s.alive(id) }
+
+// Find returns the VM with this id, else name, else unique prefix of an id.
 func (s *Store) Find(ref string) (Entry, error) {
 	entries, err := s.List()
 	if err != nil {
 		return Entry{}, err
 	}
+	for _, is := range []func(Entry) bool{
+		func(e Entry) bool { return e.Record.ID == ref },
+		func(e Entry) bool { return e.Err == nil && e.Record.Name == ref },
+	} {
+		if i := slices.IndexFunc(entries, is); i >= 0 {
+			return entries[i], nil
+		}
+	}
 	var byPrefix []Entry
 	for _, e := range entries {
-		if e.Record.ID == ref || (e.Err == nil && e.Record.Name == ref) {
-			return e, nil
-		}
 		if ref != "" && strings.HasPrefix(e.Record.ID, ref) {
 			byPrefix = append(byPrefix, e)
 		}
@@ -252,29 +259,48 @@ func (s *Store) Find(ref string) (Entry, error) {
 	}
 	var names []string
 	for _, e := range byPrefix {
-		names = append(names, fmt.Sprintf("%s (%s)", e.Record.ID, e.Record.Name))
+		name := e.Record.Name
+		if e.Err != nil {
+			name = "broken"
+		}
+		names = append(names, fmt.Sprintf("%s (%s)", e.Record.ID, name))
 	}
 	return Entry{}, fmt.Errorf("%w: %q fits %s", vm.ErrAmbiguous, ref, strings.Join(names, ", "))
 }
 
-// Remove drops a VM that has ended. The error wraps vm.ErrRunning when its
-// supervisor lives.
+// Remove drops a VM that has ended, or whose record is broken; one that is
+// gone already is no error. The error wraps vm.ErrRunning when its supervisor
+// lives.
 func (s *Store) Remove(id string) error {
 	return s.withLock(func() error {
-		l := flock.New(s.layout.VM(id).Lock(), flock.SetPermissions(0o600))
-		ok, err := l.TryLock()
+		l, err := tryLock(s.layout.VM(id).Lock())
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
 		if err != nil {
 			return fmt.Errorf("remove VM %s: %w", id, err)
 		}
-		defer func() { _ = l.Close() }()
-		if !ok {
+		if l == nil {
 			return fmt.Errorf("remove VM %s: %w", id, vm.ErrRunning)
 		}
-		return s.removeDir(id)
+		defer func() { _ = l.Close() }()
+		rec, _ := s.read(id) // one that is broken has at least its id
+		if err := s.removeDir(id); err != nil {
+			return err
+		}
+		s.tell(events.Removed, &rec, "")
+		return nil
 	})
+}
+
+// tell writes an event. One that cannot be written is lost: what it tells of
+// has happened all the same.
+func (s *Store) tell(kind events.Kind, r *vm.Record, detail string) {
+	e := events.Event{Kind: kind, ID: r.ID, Name: r.Name, Image: r.Spec.Image, Detail: detail}
+	if kind == events.Stopped {
+		e.ExitCode = r.ExitCode
+	}
+	_ = events.New(s.layout.Events()).Append(e)
 }
 
 // removeDir takes the directory out of sight in one step before it deletes

@@ -1,11 +1,13 @@
 package store
 
 import (
+	"errors"
+	"fmt"
+	"os"
 	"sync"
 	"time"
 
-	"github.com/gofrs/flock"
-
+	"github.com/fcvm/fcvm/internal/events"
 	"github.com/fcvm/fcvm/internal/paths"
 	"github.com/fcvm/fcvm/internal/vm"
 )
@@ -14,7 +16,8 @@ import (
 // concurrent use.
 type VM struct {
 	store *Store
-	lock  *flock.Flock
+	id    string
+	lock  *os.File
 
 	mu  sync.Mutex
 	rec vm.Record
@@ -28,7 +31,7 @@ func (v *VM) Record() vm.Record {
 }
 
 // Dir is the VM's directory.
-func (v *VM) Dir() paths.VMDir { return v.store.layout.VM(v.rec.ID) }
+func (v *VM) Dir() paths.VMDir { return v.store.layout.VM(v.id) }
 
 // Update changes the record and writes it; when either fails the record stays
 // as it was.
@@ -52,16 +55,27 @@ func (v *VM) Move(to vm.Status, reason string) error {
 	return v.Update(func(r *vm.Record) error { return r.Move(to, reason, time.Now()) })
 }
 
+// Tell writes an event of this VM. One that cannot be written is lost.
+func (v *VM) Tell(kind events.Kind, detail string) {
+	r := v.Record()
+	v.store.tell(kind, &r, detail)
+}
+
 func (v *VM) write() error { return writeJSON(v.Dir().Record(), &v.rec) }
 
 // Close lets go of the lock: the VM counts as ended from here on.
-func (v *VM) Close() error { return v.lock.Close() }
+func (v *VM) Close() error {
+	if err := v.lock.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+		return fmt.Errorf("let go of VM %s: %w", v.id, err)
+	}
+	return nil
+}
 
 // Remove drops the VM with its directory and closes it.
 func (v *VM) Remove() error {
-	err := v.store.withLock(func() error { return v.store.removeDir(v.rec.ID) })
-	if cerr := v.lock.Close(); err == nil {
-		err = cerr
+	err := v.store.withLock(func() error { return v.store.removeDir(v.id) })
+	if err == nil {
+		v.Tell(events.Removed, "")
 	}
-	return err
+	return errors.Join(err, v.Close())
 }

@@ -14,6 +14,8 @@ var (
 	ErrNameTaken = errors.New("name is taken")
 	// ErrNotRunning: the operation needs a running VM.
 	ErrNotRunning = errors.New("VM is not running")
+	// ErrPaused: the operation needs a VM that is not paused.
+	ErrPaused = errors.New("VM is paused")
 	// ErrRunning: the operation needs a VM that has ended.
 	ErrRunning = errors.New("VM is running")
 	// ErrInvalid: the user's input cannot be used; the message says why.

@@ -14,8 +14,10 @@ const RecordSchema = 1
 type Status string
 
 // The statuses of a VM. created → starting → running ⇄ paused → stopping →
-// exited; failed from any of the first three when the VM never ran its
-// container. exited and failed are final.
+// exited. A VM that never ran its container goes from created, starting or
+// stopping to failed; one whose supervisor died is put there by package store,
+// wherever it was. A restart policy leads from running back to
+// starting. exited and failed are final.
 const (
 	StatusCreated  Status = "created"
 	StatusStarting Status = "starting"
@@ -29,7 +31,7 @@ const (
 var transitions = map[Status][]Status{
 	StatusCreated:  {StatusStarting, StatusFailed},
 	StatusStarting: {StatusRunning, StatusStopping, StatusExited, StatusFailed},
-	StatusRunning:  {StatusPaused, StatusStopping, StatusExited},
+	StatusRunning:  {StatusPaused, StatusStopping, StatusStarting, StatusExited},
 	StatusPaused:   {StatusRunning, StatusStopping, StatusExited},
 	StatusStopping: {StatusExited, StatusFailed},
 }
@@ -45,8 +47,11 @@ type Record struct {
 	Created time.Time `json:"created"`
 	Spec    Spec      `json:"spec"`
 
-	Status  Status  `json:"status"`
-	History []Event `json:"history"`
+	Status   Status      `json:"status"`
+	Ready    bool        `json:"ready"`            // the readiness gate is open
+	Health   HealthState `json:"health,omitempty"` // of the container, if it has a check
+	Restarts int         `json:"restarts,omitempty"`
+	History  []Event     `json:"history"`
 
 	// Supervisor identifies the process that the VM lives and dies with.
 	Supervisor Process `json:"supervisor"`

@@ -6,7 +6,10 @@ package vm
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // Limits of what a Spec may ask for. They bound what is sent to a VMM, not
@@ -49,6 +52,9 @@ type Spec struct {
 	Remove    bool              `json:"remove"`          // drop the record when the VM has ended
 	Network   NetworkSpec       `json:"network"`         //
 	Container ContainerSpec     `json:"container"`       //
+	Restart   Restart           `json:"restart,omitzero"`
+	Gate      Gate              `json:"gate,omitzero"`
+	Health    *Health           `json:"health,omitempty"` // in place of the image's
 
 	// BootTimeout bounds the time from the VMM's start to the agent's
 	// answer; 0 takes the driver's default.
@@ -93,5 +99,23 @@ func (s *Spec) Validate() error {
 	case s.Logs != LogsStream && s.Logs != LogsFile && s.Logs != LogsBoth:
 		return fmt.Errorf("%w: --logs %q: it is stream, file or both", ErrInvalid, s.Logs)
 	}
+	return s.Container.validate()
+}
+
+// validate refuses what cannot reach the guest as it is: everything goes there
+// in JSON, which is UTF-8, and to the process in strings that end with a zero.
+func (c *ContainerSpec) validate() error {
+	for _, arg := range slices.Concat(c.Entrypoint, c.Command) {
+		if !sendable(arg) {
+			return fmt.Errorf("%w: %q in the command: it is not UTF-8 text, or holds a zero byte", ErrInvalid, arg)
+		}
+	}
+	for _, kv := range c.Env {
+		if name, _, _ := strings.Cut(kv, "="); !sendable(kv) { // the value may be a secret
+			return fmt.Errorf("%w: --env %q: its value is not UTF-8 text, or holds a zero byte; encode it, as with base64", ErrInvalid, name)
+		}
+	}
 	return nil
 }
+
+func sendable(s string) bool { return utf8.ValidString(s) && !strings.ContainsRune(s, 0) }

@@ -1,0 +1,211 @@
+// Package events is what has happened to the VMs of a data directory, as one
+// file of JSON lines that everybody appends to: supervisors, and commands that
+// find a VM without one. There is no daemon that could tell.
+//
+// The file is bounded: when it is full it is renamed and a new one begun.
+// Events older than the two are gone.
+package events
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/gofrs/flock"
+)
+
+// Kind of an event.
+type Kind string
+
+// What happens to a VM.
+const (
+	Created Kind = "created"
+	Started Kind = "started" // the container runs
+	Ready   Kind = "ready"   // the readiness gate is open
+	Health  Kind = "health"  // Detail is the new state
+	Paused  Kind = "paused"
+	Resumed Kind = "resumed"
+	Renamed Kind = "renamed" // Detail is the old name
+	Stopped Kind = "stopped" // Detail is the reason
+	Removed Kind = "removed"
+)
+
+const (
+	maxFile = 4 << 20 // bytes of one file
+	maxLine = 16 << 10
+	// pollPause is how often a follower looks for more.
+	pollPause = 100 * time.Millisecond
+)
+
+// Event is one line.
+type Event struct {
+	Time     time.Time `json:"time"`
+	Kind     Kind      `json:"event"`
+	ID       string    `json:"id"`
+	Name     string    `json:"name"`
+	Image    string    `json:"image,omitempty"`
+	Detail   string    `json:"detail,omitempty"`
+	ExitCode *int      `json:"exit_code,omitempty"`
+}
+
+// Log is the events of one data directory. It is safe for concurrent use by
+// several processes.
+type Log struct{ path string }
+
+// New returns the log in the file at path, which need not exist.
+func New(path string) *Log { return &Log{path} }
+
+// Append writes one event, with the present time unless it has one.
+func (l *Log) Append(e Event) error {
+	if e.Time.IsZero() {
+		e.Time = time.Now()
+	}
+	e.Time = e.Time.UTC()
+	b, err := json.Marshal(e)
+	if err != nil {
+		return err
+	}
+	lock := flock.New(l.path+".lock", flock.SetPermissions(0o600))
+	if err := lock.Lock(); err != nil {
+		return fmt.Errorf("write event: %w", err)
+	}
+	defer func() { _ = lock.Close() }()
+	if st, err := os.Stat(l.path); err == nil && st.Size() > maxFile {
+		if err := os.Rename(l.path, l.old()); err != nil {
+			return fmt.Errorf("write event: %w", err)
+		}
+	}
+	f, err := os.OpenFile(l.path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return fmt.Errorf("write event: %w", err)
+	}
+	_, err = f.Write(append(b, '\n'))
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("write event: %w", err)
+	}
+	return nil
+}
+
+func (l *Log) old() string { return l.path + ".1" }
+
+// Read calls f for each event from since on that is there now.
+func (l *Log) Read(since time.Time, f func(Event) error) error {
+	for _, path := range []string{l.old(), l.path} {
+		file, err := os.Open(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("read events: %w", err)
+		}
+		_, err = each(file, since, f)
+		_ = file.Close()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Follow is Read that goes on until ctx ends, which is no error.
+func (l *Log) Follow(ctx context.Context, since time.Time, f func(Event) error) error {
+	var file *os.File
+	defer func() {
+		if file != nil {
+			_ = file.Close()
+		}
+	}()
+	if since.IsZero() || since.Before(time.Now()) {
+		if old, err := os.Open(l.old()); err == nil {
+			_, err = each(old, since, f)
+			_ = old.Close()
+			if err != nil {
+				return err
+			}
+		}
+	}
+	for {
+		if file == nil {
+			if opened, err := os.Open(l.path); err == nil {
+				file = opened
+			}
+		}
+		if file != nil {
+			if err := next(file, since, f); err != nil {
+				return err
+			}
+			if l.renamed(file) {
+				// What was appended between the last look and the renaming.
+				if err := next(file, since, f); err != nil {
+					return err
+				}
+				_ = file.Close()
+				file = nil
+				continue
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pollPause):
+		}
+	}
+}
+
+// next reads whole lines from where the file stands.
+func next(file *os.File, since time.Time, f func(Event) error) error {
+	at, err := file.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return err
+	}
+	n, err := each(file, since, f)
+	if err != nil {
+		return err
+	}
+	_, err = file.Seek(at+n, io.SeekStart)
+	return err
+}
+
+// renamed reports whether the log has gone on in another file.
+func (l *Log) renamed(file *os.File) bool {
+	now, err := os.Stat(l.path)
+	if err != nil {
+		return false // no new one yet
+	}
+	st, err := file.Stat()
+	return err == nil && !os.SameFile(now, st)
+}
+
+// each calls f for the whole lines of r, and returns how many bytes they have.
+// A line that is no event is passed over: a full disk may have cut it.
+func each(r io.Reader, since time.Time, f func(Event) error) (int64, error) {
+	var n int64
+	b := bufio.NewReaderSize(r, maxLine)
+	for {
+		line, err := b.ReadSlice('\n')
+		if errors.Is(err, bufio.ErrBufferFull) {
+			n += int64(len(line))
+			continue
+		}
+		if errors.Is(err, io.EOF) {
+			return n, nil
+		}
+		if err != nil {
+			return n, fmt.Errorf("read events: %w", err)
+		}
+		n += int64(len(line))
+		var e Event
+		if json.Unmarshal(line, &e) != nil || e.Kind == "" || e.Time.Before(since) {
+			continue
+		}
+		if err := f(e); err != nil {
+			return n, err
+		}
+	}
+}

@@ -1,0 +1,66 @@
+package proc
+
+import (
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestLifeOfAProcess(t *testing.T) {
+	cmd := exec.Command("sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pid := cmd.Process.Pid
+	start, err := StartTime(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := StartTime(os.Getpid())
+	if err != nil || own > start {
+		t.Errorf("this process started at %d (%v), its child at %d", own, err, start)
+	}
+	if !Alive(pid, start) {
+		t.Error("it is not alive")
+	}
+	if Alive(pid, start+1) {
+		t.Error("another process of its id is taken for it")
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	for limit := time.Now().Add(30 * time.Second); Alive(pid, start); time.Sleep(time.Millisecond) {
+		if time.Now().After(limit) {
+			t.Fatal("a zombie counts as alive")
+		}
+	}
+	_ = cmd.Wait()
+	if _, err := StartTime(pid); err == nil || Alive(pid, start) {
+		t.Error("it is there after its end")
+	}
+}
+
+func TestNoSuchProcess(t *testing.T) {
+	for _, pid := range []int{0, -1, 1 << 30} {
+		if _, err := StartTime(pid); err == nil || Alive(pid, 0) {
+			t.Errorf("process %d: %v", pid, err)
+		}
+	}
+}
+
+func TestParse(t *testing.T) {
+	const rest = " S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 12345 20"
+	for _, name := range []string{"(sh)", "(a b)", "(a) Z 9 (b)", "())", "(\n)"} {
+		st, err := parse([]byte("42 " + name + rest))
+		if err != nil || st != (stat{'S', 12345}) {
+			t.Errorf("%q: %+v, %v", name, st, err)
+		}
+	}
+	for _, bad := range []string{"", "42 sh" + rest, "42 (sh)", "42 (sh) S 1 2", "42 (sh)" + strings.Replace(rest, "12345", "-1", 1)} {
+		if st, err := parse([]byte(bad)); err == nil {
+			t.Errorf("%q: %+v", bad, st)
+		}
+	}
+}
