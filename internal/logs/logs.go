@@ -40,9 +40,10 @@ type Entry struct {
 
 // Writer appends entries to a file. It is safe for concurrent use.
 type Writer struct {
-	mu  sync.Mutex
-	f   *os.File
-	now func() time.Time
+	mu   sync.Mutex
+	f    *os.File
+	size int64 // of the file, in whole lines
+	now  func() time.Time
 }
 
 // Create opens a log file for appending.
@@ -51,7 +52,12 @@ func Create(path string) (*Writer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open log: %w", err)
 	}
-	return &Writer{f: f, now: time.Now}, nil
+	st, err := f.Stat()
+	if err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("open log: %w", err)
+	}
+	return &Writer{f: f, size: st.Size(), now: time.Now}, nil
 }
 
 // Stream returns a writer whose bytes are logged as of that stream.
@@ -71,16 +77,26 @@ func (s streamWriter) Write(p []byte) (int, error) {
 	n := 0
 	for n < len(p) {
 		c := p[n:min(len(p), n+maxChunk)]
-		b, err := json.Marshal(Entry{Time: s.w.now().UTC(), Stream: s.s, Data: c})
-		if err != nil {
-			return n, err
-		}
-		if _, err := s.w.f.Write(append(b, '\n')); err != nil {
+		if err := s.w.append(Entry{Time: s.w.now().UTC(), Stream: s.s, Data: c}); err != nil {
 			return n, fmt.Errorf("write log: %w", err)
 		}
 		n += len(c)
 	}
 	return n, nil
+}
+
+// append writes one line, or none: half a line, as on a full disk, would make
+// all that follows it unreadable.
+func (w *Writer) append(e Entry) error {
+	b, err := json.Marshal(e)
+	if err != nil {
+		return err
+	}
+	if _, err := w.f.Write(append(b, '\n')); err != nil {
+		return errors.Join(err, w.f.Truncate(w.size))
+	}
+	w.size += int64(len(b)) + 1
+	return nil
 }
 
 // Read calls f for each entry of r, in order. A last line without an end,
