@@ -22,6 +22,7 @@ import (
 const (
 	xattrPrefix = "SCHILY.xattr." // of PAX records, as GNU tar and libarchive write them
 	readBuffer  = 1 << 20
+	maxTrailer  = 64 << 20 // bytes behind an archive's end: padding
 )
 
 // Options for BuildImage and ConvertTar.
@@ -49,7 +50,7 @@ func BuildImage(ctx context.Context, layers []Layer, dst *os.File, o Options) (S
 			return Stats{}, fmt.Errorf("read layer %s: %w", l.Name, err)
 		}
 	}
-	err := writeExt4(dst, t.bytes, t.entries, func(w *tar.Writer) error {
+	err := writeExt4(dst, t.bytes, t.entries+t.made, func(w *tar.Writer) error {
 		e := emitter{ctx: ctx, w: w, prefix: o.Prefix}
 		return e.all(t, layers, o)
 	})
@@ -76,6 +77,9 @@ func index(ctx context.Context, t *tree, l Layer, o Options) error {
 			return corrupt(err)
 		}
 		if h.Typeflag == tar.TypeXGlobalHeader {
+			if err := t.grow(&t.entries); err != nil {
+				return err
+			}
 			continue
 		}
 		if err := t.add(h, seq); err != nil {
@@ -127,8 +131,12 @@ func openLayer(ctx context.Context, l Layer, progress func(int64)) (*layerReader
 // verify reads to the end, past the archive's own, so that the digests of all
 // bytes are known, and compares them.
 func (r *layerReader) verify() error {
-	if _, err := io.Copy(io.Discard, r.Reader); err != nil {
-		return corrupt(err)
+	n, err := io.CopyN(io.Discard, r.Reader, maxTrailer+1)
+	if err == nil {
+		return fmt.Errorf("%w: over %d MiB after the archive's end", ErrTooLarge, maxTrailer>>20)
+	}
+	if !errors.Is(err, io.EOF) {
+		return corrupt(fmt.Errorf("%d bytes after its end: %w", n, err))
 	}
 	if _, err := io.Copy(io.Discard, r.raw); err != nil {
 		return corrupt(err)
@@ -193,10 +201,14 @@ func writeExt4(dst *os.File, bytes int64, entries int, emit func(*tar.Writer) er
 	pr, pw := io.Pipe()
 	emitted := make(chan error, 1)
 	go func() {
-		w := tar.NewWriter(pw)
+		bw := bufio.NewWriterSize(pw, readBuffer) // a pipe hands over every single write
+		w := tar.NewWriter(bw)
 		err := emit(w)
 		if err == nil {
 			err = w.Close()
+		}
+		if err == nil {
+			err = bw.Flush()
 		}
 		_ = pw.CloseWithError(err)
 		emitted <- err
@@ -210,12 +222,16 @@ func writeExt4(dst *os.File, bytes int64, entries int, emit func(*tar.Writer) er
 	if err != nil {
 		return fmt.Errorf("write file system: %w", err)
 	}
-	return out.finish()
+	if err := out.finish(); err != nil {
+		return fmt.Errorf("write file system: %w", err)
+	}
+	return padInodeBitmaps(dst)
 }
 
-// diskSize is an upper bound of the file system's size: data, a block lost
-// per file, inodes and bitmaps.
+// diskSize is an upper bound of the file system's size: data; per entry a
+// block that is partly used, one of extended attributes, and one for inode,
+// name and bitmaps.
 func diskSize(bytes int64, entries int) int64 {
-	const slack, block, minimum = 64 << 20, 4096, 1 << 30
-	return max(minimum, bytes+bytes/16+int64(entries)*2*block+slack)
+	const slack, minimum = 64 << 20, 1 << 30
+	return max(minimum, bytes+bytes/16+int64(entries)*3*blockSize+slack)
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"path"
-	"strings"
 )
 
 // emitter writes the final tree as one archive: directories first, so that
@@ -27,9 +26,14 @@ func (e *emitter) all(t *tree, layers []Layer, o Options) error {
 	var rest []*node
 	err := t.walk(func(name string, n *node) error {
 		if n.isDir() {
+			if n.subdirs() >= maxLinks-2 {
+				return fmt.Errorf("%w: directory %q has over %d subdirectories", ErrTooLarge, name, maxLinks-2)
+			}
 			return e.write(n.hdr, path.Join(e.prefix, name)+"/", tar.TypeDir)
 		}
-		if n.links = append(n.links, name); len(n.links) > 1 {
+		if n.links = append(n.links, name); len(n.links) > maxLinks {
+			return fmt.Errorf("%w: %q has over %d hard links", ErrTooLarge, n.links[0], maxLinks)
+		} else if len(n.links) > 1 {
 			return nil
 		}
 		if !n.hasContent() {
@@ -96,8 +100,12 @@ func (e *emitter) node(n *node, content io.Reader) error {
 		return err
 	}
 	if content != nil {
-		if _, err := io.CopyN(e.w, content, n.hdr.Size); err != nil {
-			return corrupt(err)
+		got, err := io.CopyN(e.w, contentReader{e.ctx, content}, n.hdr.Size)
+		if errors.Is(err, io.EOF) {
+			return fmt.Errorf("%w: %q ends after %d of %d bytes", ErrCorrupt, n.links[0], got, n.hdr.Size)
+		}
+		if err != nil {
+			return err
 		}
 	}
 	for _, name := range n.links[1:] {
@@ -109,33 +117,34 @@ func (e *emitter) node(n *node, content io.Reader) error {
 	return nil
 }
 
-// write writes an entry's header with what the converter keeps of it: owner,
-// mode, times, extended attributes, link and device numbers.
+// write writes an entry with what sanitize left of its header.
 func (e *emitter) write(h *tar.Header, name string, typ byte) error {
 	if err := e.ctx.Err(); err != nil {
 		return err
 	}
-	out := &tar.Header{
-		Typeflag: typ, Name: name, Mode: h.Mode & 0o7777, Uid: h.Uid, Gid: h.Gid,
-		ModTime: h.ModTime, AccessTime: h.ModTime, ChangeTime: h.ModTime,
-		Devmajor: h.Devmajor, Devminor: h.Devminor, Format: tar.FormatPAX,
-	}
-	switch typ {
-	case tar.TypeSymlink:
-		out.Linkname = h.Linkname
-	case tar.TypeReg:
-		out.Size = h.Size
-	}
-	for k, v := range h.PAXRecords {
-		if strings.HasPrefix(k, xattrPrefix) {
-			if out.PAXRecords == nil {
-				out.PAXRecords = map[string]string{}
-			}
-			out.PAXRecords[k] = v
-		}
-	}
-	if err := e.w.WriteHeader(out); err != nil {
+	out := *h
+	out.Typeflag, out.Name = typ, name
+	out.AccessTime, out.ChangeTime = h.ModTime, h.ModTime
+	if err := e.w.WriteHeader(&out); err != nil {
 		return fmt.Errorf("write %q: %w", name, err)
 	}
 	return nil
+}
+
+// contentReader tells a reader's error from a writer's, and ends a long file
+// that is one hole when the context does.
+type contentReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (c contentReader) Read(p []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
+	n, err := c.r.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = corrupt(err)
+	}
+	return n, err
 }

@@ -35,10 +35,11 @@ type Limits struct {
 	Entries int   // of all layers together
 	Name    int   // bytes of one path
 	Xattrs  int   // bytes of one file's extended attributes; ext4 holds about one block
+	Strings int64 // bytes of all names, link targets and extended attributes, which are kept in memory
 }
 
 // DefaultLimits is far above what images have, and below what hurts a host.
-var DefaultLimits = Limits{Bytes: 64 << 30, Entries: 2_000_000, Name: 4096, Xattrs: 4096}
+var DefaultLimits = Limits{Bytes: 64 << 30, Entries: 2_000_000, Name: 4096, Xattrs: 4096, Strings: 512 << 20}
 
 func (l Limits) orDefault() Limits {
 	d := DefaultLimits
@@ -53,6 +54,9 @@ func (l Limits) orDefault() Limits {
 	}
 	if l.Xattrs > 0 {
 		d.Xattrs = l.Xattrs
+	}
+	if l.Strings > 0 {
+		d.Strings = l.Strings
 	}
 	return d
 }

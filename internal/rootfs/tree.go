@@ -6,6 +6,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 )
 
 const (
@@ -22,6 +23,7 @@ type node struct {
 	layer    int              // whose archive holds the content
 	seq      int              // which entry of that archive
 	touched  int              // the last layer that named this or something below it
+	pruned   int              // the last layer that hid what lower ones have in this directory
 	links    []string         // filled in when the tree is final
 }
 
@@ -31,6 +33,16 @@ func (n *node) hasContent() bool {
 	return n.hdr.Typeflag == tar.TypeReg && n.hdr.Size > 0
 }
 
+func (n *node) subdirs() int {
+	count := 0
+	for _, c := range n.children {
+		if c.isDir() {
+			count++
+		}
+	}
+	return count
+}
+
 // tree is an image's file tree as its layers are applied, lowest first, with
 // the rules of the OCI image specification:
 // https://github.com/opencontainers/image-spec/blob/main/layer.md
@@ -38,9 +50,16 @@ type tree struct {
 	root    *node
 	layer   int
 	limits  Limits
-	entries int
-	bytes   int64
+	entries int   // of the layers
+	made    int   // directories that entries are in but that no entry named
+	bytes   int64 // of regular files
+	strings int64 // bytes of names, link targets and extended attributes
+	steps   int   // names looked up
 }
+
+// maxSteps bounds the names looked up for all entries together. Symbolic
+// links can make one entry's path tens of thousands of names long.
+func maxSteps(entries int) int { return 1<<20 + 128*entries }
 
 func newTree(l Limits) *tree {
 	return &tree{root: newDir(-1), layer: -1, limits: l.orDefault()}
@@ -48,9 +67,31 @@ func newTree(l Limits) *tree {
 
 func newDir(layer int) *node {
 	return &node{
-		hdr:      &tar.Header{Typeflag: tar.TypeDir, Mode: 0o755},
-		children: map[string]*node{}, layer: layer, touched: layer,
+		hdr:      &tar.Header{Typeflag: tar.TypeDir, Mode: 0o755, ModTime: time.Unix(0, 0), Format: tar.FormatPAX},
+		children: map[string]*node{}, layer: layer, touched: layer, pruned: -1,
 	}
+}
+
+// keep returns a copy of a name that does not hold on to the path it is cut
+// from, and counts it.
+func (t *tree) keep(s string) (string, error) {
+	return strings.Clone(s), t.remember(len(s))
+}
+
+// remember counts bytes that stay in memory.
+func (t *tree) remember(n int) error {
+	if t.strings += int64(n); t.strings > t.limits.Strings {
+		return fmt.Errorf("%w: over %d MiB of names and attributes", ErrTooLarge, t.limits.Strings>>20)
+	}
+	return nil
+}
+
+// grow counts something that takes memory, in one of the tree's counters.
+func (t *tree) grow(counter *int) error {
+	if *counter++; t.entries+t.made > t.limits.Entries {
+		return fmt.Errorf("%w: over %d entries", ErrTooLarge, t.limits.Entries)
+	}
+	return nil
 }
 
 // nextLayer starts the next layer.
@@ -58,77 +99,70 @@ func (t *tree) nextLayer() { t.layer++ }
 
 // add applies entry number seq of the current layer.
 func (t *tree) add(h *tar.Header, seq int) error {
-	if t.entries++; t.entries > t.limits.Entries {
-		return fmt.Errorf("%w: over %d entries", ErrTooLarge, t.limits.Entries)
+	if err := t.grow(&t.entries); err != nil {
+		return err
 	}
 	name, err := cleanName(h.Name, t.limits.Name)
 	if err != nil {
 		return err
 	}
-	if name == "" {
-		if h.Typeflag == tar.TypeDir {
-			t.root.hdr = h
-		}
-		return nil
-	}
 	dirName, base := path.Split(name)
 	if strings.HasPrefix(base, whiteoutPrefix) {
+		if err := t.count(h); err != nil {
+			return err
+		}
 		return t.whiteout(dirName, base)
 	}
-	if err := t.check(h); err != nil {
+	if h.Typeflag == tar.TypeLink {
+		return t.link(h, dirName, base)
+	}
+	hdr, err := t.sanitize(h)
+	if err != nil {
 		return err
+	}
+	if name == "" {
+		if h.Typeflag == tar.TypeDir {
+			t.root.hdr = hdr
+		}
+		return nil
 	}
 	dir, err := t.dir(dirName, true)
 	if err != nil {
 		return fmt.Errorf("entry %q: %w", h.Name, err)
 	}
-	old := dir.children[base]
-	if h.Typeflag == tar.TypeLink {
-		target, err := t.linkTarget(h)
-		if err != nil {
-			return err
-		}
-		target.touched = t.layer
-		dir.children[base] = target
-		return nil
+	if base, err = t.keep(base); err != nil {
+		return err
 	}
-	n := &node{hdr: h, layer: t.layer, seq: seq, touched: t.layer}
+	old := dir.children[base]
+	n := &node{hdr: hdr, layer: t.layer, seq: seq, touched: t.layer, pruned: -1}
 	if h.Typeflag == tar.TypeDir {
 		n.children = map[string]*node{}
 		if old != nil && old.isDir() {
-			n.children = old.children
+			n.children, n.pruned = old.children, old.pruned
 		}
 	}
 	dir.children[base] = n
 	return nil
 }
 
-// check bounds an entry and brings its type to one that ext4 has.
-func (t *tree) check(h *tar.Header) error {
-	switch h.Typeflag {
-	case tar.TypeReg, '\x00', tar.TypeGNUSparse, tar.TypeCont: // '\x00': before POSIX
-		h.Typeflag = tar.TypeReg
-		if h.Size < 0 || h.Size > t.limits.Bytes-t.bytes {
-			return fmt.Errorf("%w: over %d MiB of files", ErrTooLarge, t.limits.Bytes>>20)
-		}
-		t.bytes += h.Size
-	case tar.TypeSymlink:
-		if h.Linkname == "" || len(h.Linkname) > t.limits.Name {
-			return fmt.Errorf("%w: entry %q: link target of %d bytes", ErrUnsafe, h.Name, len(h.Linkname))
-		}
-	case tar.TypeLink, tar.TypeDir, tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
-	default:
-		return fmt.Errorf("%w: entry %q has unknown type %q", ErrCorrupt, h.Name, h.Typeflag)
+// link adds a name for a file that is there.
+func (t *tree) link(h *tar.Header, dirName, base string) error {
+	target, err := t.linkTarget(h)
+	if err != nil {
+		return err
 	}
-	size := 0
-	for k, v := range h.PAXRecords {
-		if strings.HasPrefix(k, xattrPrefix) {
-			size += len(k) + len(v)
-		}
+	dir, err := t.dir(dirName, true)
+	if err != nil {
+		return fmt.Errorf("entry %q: %w", h.Name, err)
 	}
-	if size > t.limits.Xattrs {
-		return fmt.Errorf("%w: entry %q has %d bytes of extended attributes, the limit is %d", ErrTooLarge, h.Name, size, t.limits.Xattrs)
+	if base == "" {
+		return fmt.Errorf("%w: entry %q is a hard link without a name", ErrCorrupt, h.Name)
 	}
+	if base, err = t.keep(base); err != nil {
+		return err
+	}
+	target.touched = t.layer
+	dir.children[base] = target
 	return nil
 }
 
@@ -137,6 +171,9 @@ func (t *tree) check(h *tar.Header) error {
 func cleanName(name string, limit int) (string, error) {
 	if len(name) > limit {
 		return "", fmt.Errorf("%w: a path of %d bytes, the limit is %d", ErrTooLarge, len(name), limit)
+	}
+	if strings.Trim(name, "/") == "" { // some builders name the root so
+		return "", nil
 	}
 	if strings.HasPrefix(name, "/") {
 		return "", fmt.Errorf("%w: %q is an absolute path", ErrUnsafe, name)
@@ -148,7 +185,7 @@ func cleanName(name string, limit int) (string, error) {
 			continue
 		case p == "..":
 			return "", fmt.Errorf("%w: %q goes up with \"..\"", ErrUnsafe, name)
-		case len(p) > 255 || strings.IndexByte(p, 0) >= 0:
+		case len(p) > maxName || strings.IndexByte(p, 0) >= 0:
 			return "", fmt.Errorf("%w: %q is no file name", ErrUnsafe, p)
 		}
 		parts = append(parts, p)
@@ -185,6 +222,9 @@ func (t *tree) dir(name string, create bool) (*node, error) {
 	stack := []*node{t.root}
 	todo := strings.Split(name, "/")
 	for hops := 0; len(todo) > 0; {
+		if t.steps++; t.steps > maxSteps(t.limits.Entries) {
+			return nil, fmt.Errorf("%w: its paths take too many steps to follow", ErrTooLarge)
+		}
 		part := todo[0]
 		todo = todo[1:]
 		cur := stack[len(stack)-1]
@@ -205,6 +245,13 @@ func (t *tree) dir(name string, create bool) (*node, error) {
 		case next == nil && !create:
 			return nil, nil
 		case next == nil:
+			if err := t.grow(&t.made); err != nil {
+				return nil, err
+			}
+			var err error
+			if part, err = t.keep(part); err != nil {
+				return nil, err
+			}
 			next = newDir(t.layer)
 			cur.children[part] = next
 		case next.isSymlink():
@@ -256,7 +303,13 @@ func (t *tree) whiteout(dirName, base string) error {
 	return nil
 }
 
+// prune hides what lower layers have below dir: once per layer, for then
+// nothing of theirs is left.
 func (t *tree) prune(dir *node) {
+	if dir.pruned == t.layer {
+		return
+	}
+	dir.pruned = t.layer
 	for name, c := range dir.children {
 		if c.touched < t.layer {
 			delete(dir.children, name)

@@ -1,0 +1,51 @@
+package rootfs
+
+import (
+	"context"
+	"fmt"
+	"path"
+	"strings"
+)
+
+// Missing returns which of the names, relative to the root, are no regular
+// files in the tree that the layers make. Symbolic links are followed inside
+// of it.
+func Missing(ctx context.Context, layers []Layer, names []string, o Options) ([]string, error) {
+	t := newTree(o.Limits)
+	for _, l := range layers {
+		t.nextLayer()
+		if err := index(ctx, t, l, o); err != nil {
+			return nil, fmt.Errorf("read layer %s: %w", l.Name, err)
+		}
+	}
+	var missing []string
+	for _, name := range names {
+		if !t.hasFile(name) {
+			missing = append(missing, name)
+		}
+	}
+	return missing, nil
+}
+
+// hasFile reports whether the name leads to a regular file.
+func (t *tree) hasFile(name string) bool {
+	for range maxHops {
+		dirName, base := path.Split(name)
+		dir, err := t.dir(dirName, false)
+		if err != nil || dir == nil {
+			return false
+		}
+		n := dir.children[base]
+		switch {
+		case n == nil || n.isDir():
+			return false
+		case !n.isSymlink():
+			return true
+		case strings.HasPrefix(n.hdr.Linkname, "/"):
+			name = n.hdr.Linkname
+		default:
+			name = dirName + n.hdr.Linkname // the kernel resolves ".." in it after links
+		}
+	}
+	return false
+}
