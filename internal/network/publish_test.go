@@ -1,0 +1,127 @@
+package network
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/fcvm/fcvm/internal/vm"
+)
+
+func TestParsePublish(t *testing.T) {
+	for _, tt := range []struct {
+		spec string
+		want []string // as Port.String has it
+	}{
+		{"80", []string{"0.0.0.0:0->80/tcp"}},
+		{"8080:80", []string{"0.0.0.0:8080->80/tcp"}},
+		{"8080:80/udp", []string{"0.0.0.0:8080->80/udp"}},
+		{"8080:80/TCP", []string{"0.0.0.0:8080->80/tcp"}},
+		{"0:80", []string{"0.0.0.0:0->80/tcp"}},
+		{"127.0.0.1:8080:80", []string{"127.0.0.1:8080->80/tcp"}},
+		{"127.0.0.1::80", []string{"127.0.0.1:0->80/tcp"}},
+		{"127.0.0.1:0:80", []string{"127.0.0.1:0->80/tcp"}},
+		{"[::1]:8080:80", []string{"[::1]:8080->80/tcp"}},
+		{"[::1]::80/udp", []string{"[::1]:0->80/udp"}},
+		{"[::ffff:127.0.0.1]:1:2", []string{"127.0.0.1:1->2/tcp"}},
+		{"8000-8002:80-82", []string{"0.0.0.0:8000->80/tcp", "0.0.0.0:8001->81/tcp", "0.0.0.0:8002->82/tcp"}},
+		{"80-81", []string{"0.0.0.0:0->80/tcp", "0.0.0.0:0->81/tcp"}},
+		{"0:80-81", []string{"0.0.0.0:0->80/tcp", "0.0.0.0:0->81/tcp"}},
+		{"127.0.0.1::80-81", []string{"127.0.0.1:0->80/tcp", "127.0.0.1:0->81/tcp"}},
+		{"65535:65535", []string{"0.0.0.0:65535->65535/tcp"}},
+		{"65534-65535:1-2", []string{"0.0.0.0:65534->1/tcp", "0.0.0.0:65535->2/tcp"}},
+	} {
+		t.Run(tt.spec, func(t *testing.T) {
+			ports, err := ParsePublish([]string{tt.spec})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, p := range ports {
+				got = append(got, p.String())
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("ports (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestParsePublishErrors(t *testing.T) {
+	for _, tt := range []struct{ spec, want string }{
+		{"", "guest port is missing"},
+		{"8080:", "guest port is missing"},
+		{":80", "host port is empty"},
+		{"x", `guest port "x"`},
+		{"80:x", `guest port "x"`},
+		{"x:80", `host port "x"`},
+		{"+80", `guest port "+80"`},
+		{"65536:80", `host port "65536"`},
+		{"80:65536", `guest port "65536"`},
+		{"80:0", "guest port 0"},
+		{"0-3", "guest port 0"},
+		{"-1:80", `host port ""`},
+		{"80/sctp", `protocol "sctp"`},
+		{"80/", `protocol ""`},
+		{"80/tcp/udp", `protocol "tcp/udp"`},
+		{"localhost:8080:80", `host address "localhost"`},
+		{"1.2.3:8080:80", `host address "1.2.3"`},
+		{"::1:8080:80", "in brackets"},
+		{"[::1]", "want [HOSTIP]"},
+		{"[::1]:80", "want [HOSTIP]"},
+		{"[::1]:1:2:3", "want [HOSTIP]"},
+		{"[1.2.3.4]:1:2", "not an IPv6 address"},
+		{"8000-8010:80", "same length"},
+		{"8000:80-90", "same length"},
+		{"90-80", "ends before it starts"},
+		{"0-1:80-81", "starts at 1"},
+	} {
+		t.Run(tt.spec, func(t *testing.T) {
+			ports, err := ParsePublish([]string{tt.spec})
+			if !errors.Is(err, vm.ErrInvalid) || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %v, %v; want an invalid argument with %q", ports, err, tt.want)
+			}
+		})
+	}
+}
+
+func TestParsePublishTwice(t *testing.T) {
+	if _, err := ParsePublish([]string{"8080:80", "8079-8081:1-3"}); !errors.Is(err, vm.ErrInvalid) || !strings.Contains(err.Error(), "twice") {
+		t.Errorf("one host port for two guest ports: got %v", err)
+	}
+	ports, err := ParsePublish([]string{"8080:80", "8080:80/udp", "127.0.0.2:8080:80", "80", "80"})
+	if err != nil || len(ports) != 5 {
+		t.Errorf("ports that differ in protocol or address, or are free: got %v, %v", ports, err)
+	}
+}
+
+func FuzzParsePublish(f *testing.F) {
+	for _, s := range []string{"80", "8080:80/udp", "127.0.0.1::80", "[::1]:8000-8010:80-90", "[fe80::1%eth0]:1:2", "[]:1:2", "-", ":::"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		ports, err := ParsePublish([]string{s})
+		if err != nil {
+			if !errors.Is(err, vm.ErrInvalid) {
+				t.Fatalf("%q: %v is not an invalid argument", s, err)
+			}
+			return
+		}
+		if len(ports) == 0 {
+			t.Fatalf("%q: no port and no error", s)
+		}
+		for _, p := range ports {
+			if !p.HostIP.IsValid() || p.GuestPort == 0 || p.Protocol != TCP && p.Protocol != UDP {
+				t.Fatalf("%q: %+v", s, p)
+			}
+			// What is printed can be read again.
+			host, _, _ := strings.Cut(p.String(), "->")
+			if a, err := netip.ParseAddrPort(host); err != nil || a != p.HostAddr() {
+				t.Fatalf("%q: printed as %s: %v", s, p, err)
+			}
+		}
+	})
+}

@@ -1,0 +1,121 @@
+package usernet
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/net/dns/dnsmessage"
+
+	"github.com/fcvm/fcvm/internal/network"
+)
+
+// testResolver knows the addresses of one name.
+func testResolver(addrs []netip.Addr, err error) *resolver {
+	return &resolver{
+		lookup:     func(context.Context, string, string) ([]netip.Addr, error) { return addrs, err },
+		resolvConf: "/nonexistent",
+		slots:      make(chan struct{}, 1),
+	}
+}
+
+func answerTo(t *testing.T, r *resolver, protocol string, q []byte) dnsmessage.Message {
+	t.Helper()
+	var m dnsmessage.Message
+	if err := m.Unpack(r.answer(t.Context(), protocol, q)); err != nil {
+		t.Fatal(err)
+	}
+	if m.ID != 4711 || !m.Response {
+		t.Errorf("answer has id %d, response %t", m.ID, m.Response)
+	}
+	return m
+}
+
+func TestAnswerCodes(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		err  error
+		typ  dnsmessage.Type
+		want dnsmessage.RCode
+	}{
+		{"no such name", &net.DNSError{IsNotFound: true}, dnsmessage.TypeA, dnsmessage.RCodeNameError},
+		{"no answer", &net.DNSError{IsTimeout: true}, dnsmessage.TypeA, dnsmessage.RCodeServerFailure},
+		{"other error", errors.New("x"), dnsmessage.TypeA, dnsmessage.RCodeServerFailure},
+		{"no name server", nil, dnsmessage.TypeMX, dnsmessage.RCodeServerFailure},
+		{"IPv6", nil, dnsmessage.TypeAAAA, dnsmessage.RCodeSuccess},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if m := answerTo(t, testResolver(nil, tt.err), network.UDP, query(t, "example.org.", tt.typ)); m.RCode != tt.want {
+				t.Errorf("got %s, want %s", m.RCode, tt.want)
+			}
+		})
+	}
+}
+
+// An answer that does not fit says so over UDP, and is complete over TCP.
+func TestAnswerTruncated(t *testing.T) {
+	var addrs []netip.Addr
+	for i := range 100 {
+		addrs = append(addrs, netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}))
+	}
+	r, q := testResolver(addrs, nil), query(t, "example.org.", dnsmessage.TypeA)
+	if m := answerTo(t, r, network.UDP, q); !m.Truncated || len(m.Answers) != 0 {
+		t.Errorf("UDP: truncated %t, %d answers", m.Truncated, len(m.Answers))
+	}
+	if m := answerTo(t, r, network.TCP, q); m.Truncated || len(m.Answers) != 100 {
+		t.Errorf("TCP: truncated %t, %d answers", m.Truncated, len(m.Answers))
+	}
+	var m dnsmessage.Message
+	if err := m.Unpack(q); err != nil {
+		t.Fatal(err)
+	}
+	h := dnsmessage.ResourceHeader{}
+	if err := h.SetEDNS0(4096, dnsmessage.RCodeSuccess, false); err != nil {
+		t.Fatal(err)
+	}
+	h.Name = dnsmessage.MustNewName(".")
+	m.Additionals = []dnsmessage.Resource{{Header: h, Body: &dnsmessage.OPTResource{}}}
+	q, err := m.Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m := answerTo(t, r, network.UDP, q); m.Truncated || len(m.Answers) != 100 {
+		t.Errorf("UDP with EDNS(0): truncated %t, %d answers", m.Truncated, len(m.Answers))
+	}
+}
+
+func TestNameServers(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "resolv.conf")
+	text := "# comment\nsearch example.org\nnameserver 192.0.2.1\nnameserver x\nnameserver\n nameserver 2001:db8::1\nnameserver 192.0.2.3\nnameserver 192.0.2.4\n"
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, a := range nameServers(path) {
+		got = append(got, a.String())
+	}
+	if diff := cmp.Diff([]string{"192.0.2.1", "2001:db8::1", "192.0.2.3"}, got); diff != "" {
+		t.Errorf("name servers (-want +got):\n%s", diff)
+	}
+}
+
+func FuzzAnswer(f *testing.F) {
+	f.Add([]byte{})
+	f.Add(make([]byte, 12))
+	f.Add([]byte("\x12\x67\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x07example\x03org\x00\x00\x01\x00\x01"))
+	f.Fuzz(func(t *testing.T, q []byte) {
+		a := testResolver([]netip.Addr{loopback}, nil).answer(t.Context(), network.UDP, q)
+		if a == nil {
+			return
+		}
+		var m dnsmessage.Message
+		if err := m.Unpack(a); err != nil || !m.Response || a[0] != q[0] || a[1] != q[1] {
+			t.Fatalf("answer %x to %x: %v", a, q, err)
+		}
+	})
+}

@@ -1,0 +1,170 @@
+package usernet
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+
+	"gvisor.dev/gvisor/pkg/buffer"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+)
+
+// frames carries Ethernet frames between the stack and the guest's VMM.
+// WriteFrame may be called concurrently; ReadFrame by one goroutine.
+type frames interface {
+	// ReadFrame reads one frame into b, which has room for maxFrame bytes.
+	ReadFrame(b []byte) (int, error)
+	// WriteFrame writes one frame, given in parts.
+	WriteFrame(parts [][]byte) error
+	// Close makes calls that wait return.
+	Close() error
+}
+
+// maxFrame is the largest frame that a guest sends: an IP packet of the
+// largest size behind an Ethernet header with a VLAN tag.
+const maxFrame = 65535 + header.EthernetMinimumSize + 4
+
+// link is the stack's side of the one cable there is, to the guest. What the
+// guest sends is checked here: the stack sees IPv4 and ARP that is meant for
+// it, from the one address that the guest has.
+type link struct {
+	frames frames
+	mtu    uint32
+	mac    tcpip.LinkAddress // of the gateway
+	guest  tcpip.LinkAddress
+
+	mu         sync.RWMutex
+	dispatcher stack.NetworkDispatcher
+}
+
+var _ stack.LinkEndpoint = (*link)(nil)
+
+// serve delivers the guest's frames until the carrier is closed or fails.
+func (l *link) serve() {
+	b := make([]byte, maxFrame)
+	for {
+		n, err := l.frames.ReadFrame(b)
+		if err != nil {
+			return
+		}
+		if !l.wanted(b[:n]) {
+			continue
+		}
+		l.mu.RLock()
+		d := l.dispatcher
+		l.mu.RUnlock()
+		if d == nil {
+			continue
+		}
+		pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{
+			Payload: buffer.MakeWithView(buffer.NewViewWithData(b[header.EthernetMinimumSize:n])),
+		})
+		d.DeliverNetworkPacket(header.Ethernet(b).Type(), pkt)
+		pkt.DecRef()
+	}
+}
+
+// wanted says whether the stack is to see a frame.
+func (l *link) wanted(b []byte) bool {
+	if len(b) < header.EthernetMinimumSize {
+		return false
+	}
+	eth := header.Ethernet(b)
+	dst := eth.DestinationAddress()
+	if eth.SourceAddress() != l.guest || dst != l.mac && dst != header.EthernetBroadcastAddress {
+		return false
+	}
+	payload := b[header.EthernetMinimumSize:]
+	switch eth.Type() {
+	case header.ARPProtocolNumber:
+		// The stack takes every address for its own, so that it can stand in
+		// for the world. On the link it has only two.
+		arp := header.ARP(payload)
+		return arp.IsValid() && (arp.Op() == header.ARPReply || isOwn(arp.ProtocolAddressTarget()))
+	case header.IPv4ProtocolNumber:
+		ip := header.IPv4(payload)
+		if len(ip) < header.IPv4MinimumSize {
+			return false
+		}
+		// For the same reason it would answer a ping to anyone.
+		dst := ip.DestinationAddress()
+		return ip.TransportProtocol() != header.ICMPv4ProtocolNumber || isOwn(dst.AsSlice())
+	}
+	return false
+}
+
+func isOwn(b []byte) bool {
+	a, ok := netip.AddrFromSlice(b)
+	return ok && (a == gatewayAddr || a == dnsAddr)
+}
+
+// WritePackets implements stack.LinkEndpoint. It waits for a guest that does
+// not read: nothing is dropped that the carrier can hold back.
+func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
+	n := 0
+	for _, pkt := range pkts.AsSlice() {
+		dst := pkt.EgressRoute.RemoteLinkAddress
+		eth := header.Ethernet(pkt.LinkHeader().Push(header.EthernetMinimumSize))
+		eth.Encode(&header.EthernetFields{SrcAddr: l.mac, DstAddr: dst, Type: pkt.NetworkProtocolNumber})
+		if err := l.frames.WriteFrame(pkt.AsSlices()); err != nil {
+			return n, &tcpip.ErrClosedForSend{}
+		}
+		n++
+	}
+	return n, nil
+}
+
+// Attach implements stack.LinkEndpoint.
+func (l *link) Attach(d stack.NetworkDispatcher) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.dispatcher = d
+}
+
+// IsAttached implements stack.LinkEndpoint.
+func (l *link) IsAttached() bool {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.dispatcher != nil
+}
+
+// Capabilities implements stack.LinkEndpoint. Checksums of what comes in are
+// not verified: it comes through this machine's memory, and a VMM's checksum
+// offload leaves them unfinished.
+func (l *link) Capabilities() stack.LinkEndpointCapabilities {
+	return stack.CapabilityResolutionRequired | stack.CapabilityRXChecksumOffload
+}
+
+// MTU implements stack.LinkEndpoint.
+func (l *link) MTU() uint32 { return l.mtu }
+
+// LinkAddress implements stack.LinkEndpoint.
+func (l *link) LinkAddress() tcpip.LinkAddress { return l.mac }
+
+// MaxHeaderLength implements stack.LinkEndpoint.
+func (l *link) MaxHeaderLength() uint16 { return header.EthernetMinimumSize }
+
+// ARPHardwareType implements stack.LinkEndpoint.
+func (l *link) ARPHardwareType() header.ARPHardwareType { return header.ARPHardwareEther }
+
+// The rest of stack.LinkEndpoint: the link does not change, headers are
+// handled above, and the carrier is closed by whoever made the link.
+
+func (l *link) SetMTU(uint32)                        {}
+func (l *link) SetLinkAddress(tcpip.LinkAddress)     {}
+func (l *link) AddHeader(*stack.PacketBuffer)        {}
+func (l *link) ParseHeader(*stack.PacketBuffer) bool { return true }
+func (l *link) Wait()                                {}
+func (l *link) Close()                               {}
+func (l *link) SetOnCloseAction(func())              {}
+
+func linkAddress(mac string) (tcpip.LinkAddress, error) {
+	a, err := net.ParseMAC(mac)
+	if err != nil {
+		return "", fmt.Errorf("read link address: %w", err)
+	}
+	return tcpip.LinkAddress(a), nil
+}

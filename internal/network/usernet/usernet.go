@@ -1,0 +1,176 @@
+// Package usernet is the network backend that needs no privilege and nothing
+// installed: gVisor's network stack inside this process stands for the world
+// that the guest sees, and passes what the guest sends on through ordinary
+// sockets of the host.
+//
+// The stack is the one of gvisor-tap-vsock. That module's own composition of
+// it is not used: it cannot be closed, has no limits on what a guest can make
+// it open, and takes a guest's frames unchecked.
+//
+// The guest sees a gateway, 10.0.2.2, that is also the host's loopback (and
+// host.containers.internal and host.docker.internal), a DNS server, 10.0.2.3,
+// and IPv4 beyond. ICMP ends at the gateway.
+package usernet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fcvm/fcvm/internal/network"
+	"github.com/fcvm/fcvm/internal/vmm"
+)
+
+// mtu is the guest's: the largest of an IPv4 packet, rounded down so that
+// what a VMM puts around it fits into 64 KiB. Packets end in this process, so
+// that no other link ever sees one of that size.
+const mtu = 65520
+
+// Backend makes user-mode networks.
+type Backend struct{}
+
+var _ network.Backend = (*Backend)(nil)
+
+// New returns the backend.
+func New() *Backend { return &Backend{} }
+
+// Name implements network.Backend.
+func (*Backend) Name() string { return "usernet" }
+
+// Available implements network.Backend.
+func (*Backend) Available() error { return nil }
+
+// Start implements network.Backend. A VMM that takes a socket is given one:
+// that needs nothing of the host. Others get a tap in a namespace of theirs.
+func (b *Backend) Start(ctx context.Context, cfg network.Config) (network.Attachment, error) {
+	a := &attachment{}
+	connect := a.connectTap
+	switch {
+	case cfg.Capabilities.SockNetwork:
+		connect = a.connectSocket
+	case !cfg.Capabilities.TapNetwork:
+		return nil, fmt.Errorf("%w: usernet: the VMM takes neither a network socket nor a tap", network.ErrUnavailable)
+	}
+	ports, err := openPorts(ctx, cfg.Ports)
+	if err != nil {
+		return nil, err
+	}
+	a.ports = ports
+	if err := connect(); err != nil {
+		closePorts(ports)
+		return nil, err
+	}
+	a.serve()
+	return a, nil
+}
+
+// attachment is one VM's network.
+type attachment struct {
+	ports []*opened
+	net   *netstack
+	vmm   vmm.Net
+	// launcher is nil when the VMM may run anywhere.
+	launcher vmm.Launcher
+
+	closing  sync.Once
+	closeErr error
+}
+
+var _ network.Attachment = (*attachment)(nil)
+
+// connectSocket makes a pair of stream sockets: one for QEMU, which writes
+// frames behind their length, and one for the stack.
+func (a *attachment) connectSocket() error {
+	ours, theirs, err := socketPair()
+	if err != nil {
+		return fmt.Errorf("connect the VMM to its network: %w", err)
+	}
+	conn, err := net.FileConn(ours)
+	_ = ours.Close() // FileConn has made its own
+	if err != nil {
+		_ = theirs.Close()
+		return fmt.Errorf("connect the VMM to its network: %w", err)
+	}
+	if a.net, err = newNetstack(newStreamFrames(conn), mtu); err != nil {
+		_ = conn.Close()
+		_ = theirs.Close()
+		return err
+	}
+	a.vmm = vmm.Net{MAC: vmm.GuestMAC, MTU: mtu, Socket: theirs}
+	return nil
+}
+
+// socketBuffer holds a few dozen of the largest frames; the kernel may give
+// less (net.core.wmem_max).
+const socketBuffer = 2 << 20
+
+func socketPair() (ours, theirs *os.File, err error) {
+	fds, err := syscall.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	for _, fd := range fds {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, socketBuffer)
+	}
+	return os.NewFile(uintptr(fds[0]), "network"), os.NewFile(uintptr(fds[1]), "network of the VMM"), nil
+}
+
+// serve begins to serve the published ports.
+func (a *attachment) serve() {
+	for _, o := range a.ports {
+		a.net.tasks.Go(func() {
+			if o.tcp != nil {
+				a.net.publishTCP(o.tcp, o.port)
+			} else {
+				a.net.publishUDP(o.udp, o.port)
+			}
+		})
+	}
+}
+
+// Net implements network.Attachment.
+func (a *attachment) Net() *vmm.Net { return &a.vmm }
+
+// Launcher implements network.Attachment.
+func (a *attachment) Launcher() vmm.Launcher { return a.launcher }
+
+// Ports implements network.Attachment.
+func (a *attachment) Ports() []network.Port {
+	list := make([]network.Port, 0, len(a.ports))
+	for _, o := range a.ports {
+		list = append(list, o.port)
+	}
+	return list
+}
+
+// MTU implements network.Attachment.
+func (a *attachment) MTU() int { return mtu }
+
+// Close implements network.Attachment. Published ports are free when it
+// returns; connections have been reset. Further calls return what the first
+// did.
+func (a *attachment) Close() error {
+	a.closing.Do(func() { a.closeErr = a.close() })
+	return a.closeErr
+}
+
+func (a *attachment) close() error {
+	closePorts(a.ports)
+	err := a.net.close()
+	if a.vmm.Socket != nil {
+		// The VMM has its own; a driver that has closed ours did no harm.
+		if e := a.vmm.Socket.Close(); e != nil && !errors.Is(e, os.ErrClosed) {
+			err = errors.Join(err, e)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("close the network: %w", err)
+	}
+	return nil
+}
