@@ -136,6 +136,15 @@ type Machine interface {
 	Close() error
 }
 
+// MetadataClearer is implemented by Machines whose VMM has a metadata service
+// (Capabilities.Metadata).
+type MetadataClearer interface {
+	// ClearMetadata takes back what Config.Metadata gave to the guest. After
+	// the agent has read it, nothing else in the guest needs it, and it may
+	// hold secrets.
+	ClearMetadata(ctx context.Context) error
+}
+
 // Exit is how a VMM's process ended.
 type Exit struct {
 	Code   int    // exit code; -1 when Signal is set

@@ -12,6 +12,8 @@ import (
 	"runtime"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/fcvm/fcvm/internal/vmm"
 )
 
@@ -77,7 +79,7 @@ func exitOf(err error, st *os.ProcessState) vmm.Exit {
 	}
 	ws, ok := st.Sys().(syscall.WaitStatus)
 	if ok && ws.Signaled() {
-		return vmm.Exit{Code: -1, Signal: int(ws.Signal()), Reason: "killed by signal: " + ws.Signal().String()}
+		return vmm.Exit{Code: -1, Signal: int(ws.Signal()), Reason: "killed by " + unix.SignalName(ws.Signal())}
 	}
 	return vmm.Exit{Code: st.ExitCode(), Reason: fmt.Sprintf("ended with status %d", st.ExitCode())}
 }

@@ -20,6 +20,8 @@ import (
 	"github.com/fcvm/fcvm/internal/vmm/kvm"
 )
 
+const name = "QEMU" // in messages
+
 // Oldest QEMU that has all that is used here (-netdev stream, 7.2).
 const (
 	minMajor = 7

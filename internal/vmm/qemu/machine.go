@@ -7,26 +7,21 @@ import (
 	"net"
 	"os"
 	"sync"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/fcvm/fcvm/internal/serialmux"
 	"github.com/fcvm/fcvm/internal/vmm"
 	"github.com/fcvm/fcvm/internal/vmm/launch"
+	"github.com/fcvm/fcvm/internal/vmm/tsc"
 )
 
 // machine is one running QEMU.
-type qemuMachine struct {
-	proc    vmm.Process
-	mon     *qmp
-	agent   *serialmux.Host
-	console string
-	log     string
-
-	done chan struct{}
-	exit vmm.Exit
-	once sync.Once
+type machine struct {
+	*vmm.Child
+	mon       *qmp
+	agent     *serialmux.Host
+	closeOnce sync.Once
 }
 
 // Start implements vmm.Driver.
@@ -34,8 +29,15 @@ func (d *Driver) Start(ctx context.Context, cfg vmm.Config) (vmm.Machine, error)
 	if d.program == "" {
 		return nil, fmt.Errorf("%w: %s is not installed", vmm.ErrUnavailable, programName())
 	}
+	if cfg.Metadata != nil {
+		return nil, fmt.Errorf("%w: QEMU has no metadata service", vmm.ErrUnsupported)
+	}
 	if err := cfg.CheckFiles(); err != nil {
 		return nil, err
+	}
+	h := host{kvm: d.kvm.RunsGuest}
+	if !h.kvm {
+		h.tscKHz = tsc.KHz()
 	}
 	monitor, theirMonitor, err := socketPair("monitor")
 	if err != nil {
@@ -47,7 +49,7 @@ func (d *Driver) Start(ctx context.Context, cfg vmm.Config) (vmm.Machine, error)
 		_ = theirMonitor.Close()
 		return nil, err
 	}
-	extra := []*os.File{theirMonitor, theirAgent, cfg.Console}
+	extra := []*os.File{theirMonitor, theirAgent}
 	if cfg.Net != nil && cfg.Net.Socket != nil {
 		extra = append(extra, cfg.Net.Socket)
 	}
@@ -56,8 +58,8 @@ func (d *Driver) Start(ctx context.Context, cfg vmm.Config) (vmm.Machine, error)
 		launcher = launch.Direct{}
 	}
 	proc, err := launcher.Launch(ctx, vmm.Command{
-		Path: d.program, Args: args(&cfg, d.kvm.RunsGuest), Dir: cfg.Dir,
-		Env: []string{"PATH=/usr/bin:/bin"}, Stdout: cfg.VMMLog, Stderr: cfg.VMMLog, Extra: extra,
+		Path: d.program, Args: args(&cfg, h), Dir: cfg.Dir,
+		Env: []string{"PATH=/usr/bin:/bin"}, Stdout: cfg.Console, Stderr: cfg.VMMLog, Extra: extra,
 	})
 	_ = theirMonitor.Close()
 	_ = theirAgent.Close()
@@ -66,14 +68,7 @@ func (d *Driver) Start(ctx context.Context, cfg vmm.Config) (vmm.Machine, error)
 		_ = agent.Close()
 		return nil, err
 	}
-	m := &qemuMachine{
-		proc: proc, done: make(chan struct{}),
-		console: cfg.Console.Name(), log: cfg.VMMLog.Name(),
-	}
-	go func() {
-		m.exit = m.explain(proc.Wait())
-		close(m.done)
-	}()
+	m := &machine{Child: vmm.WatchChild(name, proc, cfg.Console.Name(), cfg.VMMLog.Name())}
 	if m.agent, err = serialmux.NewHost(agent); err == nil {
 		m.mon, err = newQMP(ctx, monitor)
 	}
@@ -85,86 +80,40 @@ func (d *Driver) Start(ctx context.Context, cfg vmm.Config) (vmm.Machine, error)
 
 // abort ends a machine that did not come up. What QEMU itself says is a
 // better reason than the connection that it closed.
-func (m *qemuMachine) abort(ctx context.Context, monitor net.Conn, err error) error {
+func (m *machine) abort(ctx context.Context, monitor net.Conn, err error) error {
 	_ = monitor.Close()
 	if m.agent != nil {
 		_ = m.agent.Close()
 	}
-	if ctx.Err() == nil && errors.Is(err, vmm.ErrExited) {
-		<-m.done
-		err = fmt.Errorf("%w: %s", vmm.ErrExited, m.exit.Reason)
+	if errors.Is(err, vmm.ErrExited) {
+		err = m.Cause(ctx, err)
 	}
-	_ = m.proc.Signal(syscall.SIGKILL)
-	<-m.done
-	return fmt.Errorf("start QEMU: %w", err)
-}
-
-// explain adds what is known to how the process ended.
-func (m *qemuMachine) explain(e vmm.Exit) vmm.Exit {
-	if e.Signal != 0 {
-		return e
-	}
-	if p := vmm.PanicLine(m.console); p != "" {
-		e.Reason = "the guest's kernel panicked: " + p
-		return e
-	}
-	if e.Code == 0 {
-		e.Reason = "the guest powered off"
-		return e
-	}
-	if l := vmm.Tail(m.log, 1); len(l) == 1 {
-		e.Reason = "QEMU failed: " + l[0]
-	}
-	return e
+	return fmt.Errorf("start QEMU: %w", errors.Join(err, m.Kill(context.Background())))
 }
 
 // Dial implements vmm.Machine.
-func (m *qemuMachine) Dial(ctx context.Context) (net.Conn, error) {
-	select {
-	case <-m.done:
-		return nil, fmt.Errorf("%w: %s", vmm.ErrExited, m.exit.Reason)
-	default:
-		return m.agent.Dial(ctx)
+func (m *machine) Dial(ctx context.Context) (net.Conn, error) {
+	if err := m.Err(); err != nil {
+		return nil, err
 	}
+	return m.agent.Dial(ctx)
 }
 
 // Pause implements vmm.Machine.
-func (m *qemuMachine) Pause(ctx context.Context) error { return m.mon.execute(ctx, "stop", nil, nil) }
+func (m *machine) Pause(ctx context.Context) error { return m.mon.execute(ctx, "stop", nil) }
 
 // Resume implements vmm.Machine.
-func (m *qemuMachine) Resume(ctx context.Context) error { return m.mon.execute(ctx, "cont", nil, nil) }
-
-// Kill implements vmm.Machine.
-func (m *qemuMachine) Kill(ctx context.Context) error {
-	if err := m.proc.Signal(syscall.SIGKILL); err != nil {
-		return err
-	}
-	select {
-	case <-m.done:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("kill QEMU: %w", context.Cause(ctx))
-	}
-}
-
-// Done implements vmm.Machine.
-func (m *qemuMachine) Done() <-chan struct{} { return m.done }
-
-// Exit implements vmm.Machine.
-func (m *qemuMachine) Exit() vmm.Exit { <-m.done; return m.exit }
-
-// PID implements vmm.Machine.
-func (m *qemuMachine) PID() int { return m.proc.PID() }
+func (m *machine) Resume(ctx context.Context) error { return m.mon.execute(ctx, "cont", nil) }
 
 // Close implements vmm.Machine.
-func (m *qemuMachine) Close() error {
-	m.once.Do(func() {
-		_ = m.proc.Signal(syscall.SIGKILL)
-		<-m.done
+func (m *machine) Close() error {
+	var err error
+	m.closeOnce.Do(func() {
+		err = m.Kill(context.Background())
 		_ = m.agent.Close()
 		_ = m.mon.Close()
 	})
-	return nil
+	return err
 }
 
 // socketPair returns a connection and the file that is its other end.

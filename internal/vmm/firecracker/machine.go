@@ -1,0 +1,112 @@
+package firecracker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/fcvm/fcvm/internal/paths"
+	"github.com/fcvm/fcvm/internal/vmm"
+	"github.com/fcvm/fcvm/internal/vmm/launch"
+)
+
+// machine is one running Firecracker.
+type machine struct {
+	*vmm.Child
+	dir       string
+	api       *apiClient
+	closeOnce sync.Once
+	closeErr  error
+}
+
+// Start implements vmm.Driver.
+func (d *Driver) Start(ctx context.Context, cfg vmm.Config) (vmm.Machine, error) {
+	if d.program == "" {
+		return nil, fmt.Errorf("%w: firecracker is not installed: %s", vmm.ErrUnavailable, remedyInstall)
+	}
+	if err := check(&cfg); err != nil {
+		return nil, err
+	}
+	// Firecracker does not start over a socket that an earlier one has left.
+	if err := removeSockets(cfg.Dir); err != nil {
+		return nil, err
+	}
+	launcher := cfg.Launcher
+	if launcher == nil {
+		launcher = launch.Direct{}
+	}
+	proc, err := launcher.Launch(ctx, vmm.Command{
+		Path: d.program, Args: args(&cfg), Dir: cfg.Dir,
+		Env: []string{"PATH=/usr/bin:/bin"}, Stdout: cfg.Console, Stderr: cfg.VMMLog,
+	})
+	if err != nil {
+		return nil, err
+	}
+	child := vmm.WatchChild(name, proc, cfg.Console.Name(), cfg.VMMLog.Name())
+	m := &machine{Child: child, dir: cfg.Dir, api: newAPIClient(cfg.Dir, child.Done())}
+	if err := m.api.do(ctx, requests(&cfg)...); err != nil {
+		if errors.Is(err, vmm.ErrExited) || isHangup(err) {
+			err = m.Cause(ctx, err)
+		}
+		return nil, errors.Join(fmt.Errorf("start Firecracker: %w", err), m.Close())
+	}
+	return m, nil
+}
+
+// Dial implements vmm.Machine.
+func (m *machine) Dial(ctx context.Context) (net.Conn, error) {
+	if err := m.Err(); err != nil {
+		return nil, err
+	}
+	return dialVsock(ctx, m.dir, vmm.AgentPort)
+}
+
+// Pause implements vmm.Machine.
+func (m *machine) Pause(ctx context.Context) error { return m.setState(ctx, "Paused") }
+
+// Resume implements vmm.Machine.
+func (m *machine) Resume(ctx context.Context) error { return m.setState(ctx, "Resumed") }
+
+func (m *machine) setState(ctx context.Context, state string) error {
+	return m.call(ctx, request{http.MethodPatch, "/vm", vmState{State: state}})
+}
+
+// ClearMetadata implements vmm.MetadataClearer.
+func (m *machine) ClearMetadata(ctx context.Context) error {
+	return m.call(ctx, put("/mmds", struct{}{}))
+}
+
+// call sends a request to a machine that may have ended.
+func (m *machine) call(ctx context.Context, r request) error {
+	err := m.api.do(ctx, r)
+	if err != nil && !errors.Is(err, errAPI) {
+		err = m.Cause(ctx, err)
+	}
+	return err
+}
+
+// Close implements vmm.Machine.
+func (m *machine) Close() error {
+	m.closeOnce.Do(func() {
+		err := m.Kill(context.Background())
+		m.api.close()
+		m.closeErr = errors.Join(err, removeSockets(m.dir))
+	})
+	return m.closeErr
+}
+
+// removeSockets removes what Firecracker leaves in its directory.
+func removeSockets(dir string) error {
+	for _, n := range []string{apiSocket, paths.VsockName} {
+		if err := os.Remove(filepath.Join(dir, n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove Firecracker's socket: %w", err)
+		}
+	}
+	return nil
+}
