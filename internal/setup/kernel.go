@@ -92,7 +92,11 @@ func (s *Setup) kernelSource(ctx context.Context, o KernelOptions, work string, 
 	case o.From == "" || o.From == "package":
 		return s.kernelPackage(ctx, o.Package, work, rep)
 	case o.From == "host":
-		return kernelOfHost()
+		var uts unix.Utsname
+		if err := unix.Uname(&uts); err != nil {
+			return nil, fmt.Errorf("find the host's kernel: %w", err)
+		}
+		return kernelOfHost("/", unix.ByteSliceToString(uts.Release[:]))
 	case strings.HasPrefix(o.From, "http://"), strings.HasPrefix(o.From, "https://"):
 		path := filepath.Join(work, "download")
 		if o.SHA256 == "" {
@@ -127,15 +131,10 @@ func kernelFile(path, modules, source string) (*kernelSource, error) {
 	return src, nil
 }
 
-// kernelOfHost takes the kernel that runs here.
-func kernelOfHost() (*kernelSource, error) {
-	var uts unix.Utsname
-	if err := unix.Uname(&uts); err != nil {
-		return nil, fmt.Errorf("find the host's kernel: %w", err)
-	}
-	release := unix.ByteSliceToString(uts.Release[:])
-	path := "/boot/vmlinuz-" + release
-	src, err := kernelFile(path, filepath.Join("/lib/modules", release), path)
+// kernelOfHost takes the kernel of this release that is installed in root.
+func kernelOfHost(root, release string) (*kernelSource, error) {
+	path := filepath.Join(root, "boot", "vmlinuz-"+release)
+	src, err := kernelFile(path, filepath.Join(root, "lib", "modules", release), path)
 	if err != nil {
 		return nil, fmt.Errorf("%w (some distributions let only root read it; take the package with: fcvm setup kernel)", err)
 	}

@@ -30,9 +30,10 @@ type Manifest struct {
 
 // Artifact is one installed thing.
 type Artifact struct {
-	ID        string    `json:"id"`      // names its directory
-	Version   string    `json:"version"` // of the kernel, the distribution, the VMM
-	Source    string    `json:"source"`  // where it comes from, for people
+	ID        string    `json:"id"`               // names its directory
+	Version   string    `json:"version"`          // of the kernel, the distribution, the VMM
+	Source    string    `json:"source"`           // where it comes from, for people
+	Format    int       `json:"format,omitempty"` // of a guest root: rootFormat
 	Installed time.Time `json:"installed"`
 	Files     []File    `json:"files"`
 }

@@ -176,7 +176,7 @@ func unpackKernel(r io.Reader, root string) error {
 		if err != nil {
 			return err
 		}
-		_, err = io.Copy(f, t)
+		_, err = io.CopyN(f, t, h.Size)
 		if err = errors.Join(err, f.Close()); err != nil {
 			return err
 		}

@@ -48,13 +48,15 @@ type Setup struct {
 	layout paths.Layout
 	arch   string // as Go names it
 	agent  string // path of fc-agent; empty: looked for beside this program
+
+	firecrackerURL string // where its releases are
 }
 
 // New returns the setup of a data directory, for the architecture arch
 // (runtime.GOARCH). agent names the fc-agent program; empty, it is looked for
 // at $FCVM_AGENT, beside this program and in ../libexec/fcvm.
 func New(layout paths.Layout, arch, agent string) *Setup {
-	return &Setup{layout: layout, arch: arch, agent: agent}
+	return &Setup{layout: layout, arch: arch, agent: agent, firecrackerURL: firecrackerReleases}
 }
 
 // lock makes steps take turns and sweeps what an interrupted one has left.

@@ -153,7 +153,7 @@ func checkDisk(dataDir string) Check {
 		c.Status, c.Detail, c.Remedy = Warn, fmt.Sprintf("statfs %s: %v", dir, err), "choose another with --data-dir or FCVM_DATA_DIR"
 		return c
 	}
-	free := int64(st.Bavail) * st.Bsize //nolint:unconvert // the field's type differs between architectures
+	free := int64(st.Bavail) * st.Bsize
 	c.Detail = fmt.Sprintf("%d MiB free for %s", free/mib, dataDir)
 	switch {
 	case free < failDisk:

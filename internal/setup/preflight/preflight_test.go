@@ -220,11 +220,42 @@ func TestUserNamespaceRemedy(t *testing.T) {
 }
 
 func TestToolCheck(t *testing.T) {
-	tl := tool{name: "x", programs: []string{"a", "b"}, pkg: "pkg", purpose: "p"}
-	if c := tl.check(func(p string) string { return map[string]string{"b": "/bin/b"}[p] }); c.Status != OK || c.Detail != "/bin/b" {
-		t.Errorf("second program: %+v", c)
+	tl := tool{name: "x", programs: []string{"a"}, rootOnly: []string{"b"}, pkg: "pkg", purpose: "p"}
+	have := func(name string) func(string) string {
+		return func(p string) string { return map[string]string{name: "/bin/" + name}[p] }
 	}
-	if c := tl.check(func(string) string { return "" }); c.Status != Warn || !strings.Contains(c.Remedy, "pkg") {
+	for _, uid := range []int{0, 1000} {
+		if c := tl.check(uid, have("a")); c.Status != OK || c.Detail != "/bin/a" {
+			t.Errorf("user %d, first program: %+v", uid, c)
+		}
+	}
+	if c := tl.check(0, have("b")); c.Status != OK || c.Detail != "/bin/b" {
+		t.Errorf("root, second program: %+v", c)
+	}
+	if c := tl.check(1000, have("b")); c.Status != Warn || !strings.Contains(c.Remedy, "pkg") || strings.Contains(c.Detail, "b is") {
+		t.Errorf("ordinary user, root's program: %+v", c)
+	}
+	tl.always = true
+	if c := tl.check(0, have("")); c.Status != Fail || !strings.Contains(c.Remedy, "pkg") {
 		t.Errorf("none: %+v", c)
+	}
+}
+
+func TestRootfsTools(t *testing.T) {
+	names := func(uid int) string {
+		var s []string
+		for _, c := range RootfsTools(t.Context(), uid) {
+			if c.Status != OK && c.Remedy == "" {
+				t.Errorf("%s has no remedy", c.Name)
+			}
+			s = append(s, c.Name)
+		}
+		return strings.Join(s, ", ")
+	}
+	if got := names(0); got != "mmdebstrap" {
+		t.Errorf("root: %s", got)
+	}
+	if got := names(54321); got != "mmdebstrap, newuidmap, subordinate ids, user namespaces" {
+		t.Errorf("ordinary user: %s", got)
 	}
 }

@@ -2,9 +2,11 @@ package preflight
 
 import (
 	"bytes"
+	"context"
 	"os"
 	"os/exec"
 	"os/user"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -15,15 +17,20 @@ type tool struct {
 	programs []string
 	pkg      string // the Debian package
 	purpose  string
-	users    bool // only ordinary users need it
+	rootOnly []string // programs that will do for root
+	users    bool     // only ordinary users need it
+	always   bool     // no VM runs without it
 }
 
+// forRootfs is the purpose of what RootfsTools looks at.
+const forRootfs = "fcvm setup rootfs"
+
 var tools = []tool{ //nolint:gochecknoglobals // a table
-	{name: "debootstrap", programs: []string{"mmdebstrap", "debootstrap"}, pkg: "mmdebstrap", purpose: "fcvm setup rootfs"},
+	{name: "mmdebstrap", programs: []string{"mmdebstrap"}, rootOnly: []string{"debootstrap"}, pkg: "mmdebstrap", purpose: forRootfs},
 	{name: "apt", programs: []string{"apt-get"}, pkg: "apt", purpose: "fcvm setup kernel"},
 	{name: "dpkg", programs: []string{"dpkg-deb"}, pkg: "dpkg", purpose: "fcvm setup kernel"},
-	{name: "mkfs.ext4", programs: []string{"mkfs.ext4"}, pkg: "e2fsprogs", purpose: "scratch disks"},
-	{name: "newuidmap", programs: []string{"newuidmap"}, pkg: "uidmap", purpose: "fcvm setup rootfs as an ordinary user", users: true},
+	{name: "mkfs.ext4", programs: []string{"mkfs.ext4"}, pkg: "e2fsprogs", purpose: "fcvm run", always: true},
+	{name: "newuidmap", programs: []string{"newuidmap"}, pkg: "uidmap", purpose: forRootfs, users: true},
 }
 
 // systemDirs are searched besides $PATH: an ordinary user's lacks them.
@@ -35,7 +42,7 @@ func checkTools(uid int) []Check {
 		if t.users && uid == 0 {
 			continue
 		}
-		checks = append(checks, t.check(lookPath))
+		checks = append(checks, t.check(uid, lookPath))
 	}
 	if uid != 0 {
 		checks = append(checks, checkSubIDs(uid))
@@ -43,15 +50,38 @@ func checkTools(uid int) []Check {
 	return checks
 }
 
-func (t tool) check(lookPath func(string) string) Check {
-	for _, p := range t.programs {
+// RootfsTools makes the checks that tell whether this user can build a guest
+// root of a distribution's packages.
+func RootfsTools(ctx context.Context, uid int) []Check {
+	var checks []Check
+	for _, t := range tools {
+		if t.purpose == forRootfs && (!t.users || uid != 0) {
+			checks = append(checks, t.check(uid, lookPath))
+		}
+	}
+	if uid != 0 {
+		checks = append(checks, checkSubIDs(uid), checkUserNamespaces(ctx, uid))
+	}
+	return checks
+}
+
+func (t tool) check(uid int, lookPath func(string) string) Check {
+	programs := t.programs
+	if uid == 0 {
+		programs = slices.Concat(programs, t.rootOnly)
+	}
+	for _, p := range programs {
 		if path := lookPath(p); path != "" {
 			return Check{Name: t.name, Status: OK, Detail: path}
 		}
 	}
+	status := Warn
+	if t.always {
+		status = Fail
+	}
 	return Check{
-		Name: t.name, Status: Warn,
-		Detail: strings.Join(t.programs, " or ") + " is missing: " + t.purpose + " needs it",
+		Name: t.name, Status: status,
+		Detail: strings.Join(programs, " or ") + " is missing: " + t.purpose + " needs it",
 		Remedy: "sudo apt-get install " + t.pkg,
 	}
 }
