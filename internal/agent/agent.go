@@ -46,6 +46,10 @@ const listenTimeout = 30 * time.Second
 
 // Main is the whole program. As process 1 it never returns.
 func Main() {
+	// Commands are looked up in it; the kernel gives process 1 none.
+	if err := os.Setenv("PATH", guestPath); err != nil {
+		panic(err) // the name is a constant
+	}
 	params := parseParams(readFile("/proc/cmdline"))
 	if os.Getpid() == 1 {
 		boot()
@@ -67,8 +71,8 @@ type agent struct {
 	log      *slog.Logger
 	poweroff func() // ends the VM
 
-	// afterStart is called once the container runs; nil: nothing is left to do.
-	afterStart func()
+	// extra is loaded for a container that may administer the guest's kernel.
+	extra modules
 
 	state     *state
 	container *container

@@ -54,15 +54,9 @@ func boot() {
 
 // bootHere makes the guest root that of this process.
 func (a *agent) bootHere() error {
-	extra, err := readModules(extraList)
-	if err != nil {
+	var err error
+	if a.extra, err = readModules(extraList); err != nil {
 		return err
-	}
-	// What the container's first steps do not need must not delay them.
-	a.afterStart = func() {
-		if err := extra.load(); err != nil {
-			a.log.Warn("load kernel modules", "error", err)
-		}
 	}
 	if err := switchRoot(); err != nil {
 		return err
@@ -181,17 +175,19 @@ func switchRoot() error {
 		}
 	}
 	upper, work := scratchDir+"/root/upper", scratchDir+"/root/work"
-	for _, dir := range []string{upper, work, scratchDir + "/containers"} {
+	storage, state := scratchDir+"/containers", scratchDir+"/containers-run"
+	for _, dir := range []string{upper, work, storage, state} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return fmt.Errorf("prepare the scratch disk: %w", err)
 		}
 	}
 	// Podman's storage lies on the scratch disk itself: an overlay cannot be
-	// the upper layer of an overlay.
-	containers := newRoot + "/var/lib/containers"
+	// the upper layer of an overlay. So does its state: what a container
+	// writes to its root is kept there, and is not to fill the memory.
 	if err := mountAll([]mount{
 		{"overlay", newRoot, "overlay", 0, "lowerdir=" + lower + ",upperdir=" + upper + ",workdir=" + work},
-		{scratchDir + "/containers", containers, "", unix.MS_BIND, ""},
+		{storage, newRoot + "/var/lib/containers", "", unix.MS_BIND, ""},
+		{state, "/run/containers", "", unix.MS_BIND, ""},
 	}); err != nil {
 		return err
 	}

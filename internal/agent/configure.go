@@ -99,28 +99,44 @@ func configureLink(n *agentapi.Network) error {
 
 // writeNetFiles writes what Podman takes over into the container.
 func writeNetFiles(plan *agentapi.Plan) error {
-	var resolv, hosts strings.Builder
-	hosts.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n")
-	if n := plan.Network; n != nil {
-		for _, s := range n.DNS {
-			fmt.Fprintf(&resolv, "nameserver %s\n", s)
-		}
-		if len(n.Search) > 0 {
-			fmt.Fprintf(&resolv, "search %s\n", strings.Join(n.Search, " "))
-		}
-		ip, _, _ := strings.Cut(n.Address, "/")
-		fmt.Fprintf(&hosts, "%s\t%s\n", ip, plan.Hostname)
-		if n.Gateway != "" {
-			fmt.Fprintf(&hosts, "%s\thost.containers.internal\n", n.Gateway)
-		}
-	} else {
-		fmt.Fprintf(&hosts, "127.0.1.1\t%s\n", plan.Hostname)
-	}
 	return errors.Join(
-		replaceFile("/etc/resolv.conf", resolv.String()),
-		replaceFile("/etc/hosts", hosts.String()),
+		replaceFile("/etc/resolv.conf", resolvConf(plan.Network)),
+		replaceFile("/etc/hosts", hostsFile(plan)),
 		replaceFile("/etc/hostname", plan.Hostname+"\n"),
 	)
+}
+
+// resolvConf is the text of resolv.conf(5); empty without a network.
+func resolvConf(n *agentapi.Network) string {
+	var b strings.Builder
+	if n == nil {
+		return ""
+	}
+	for _, s := range n.DNS {
+		fmt.Fprintf(&b, "nameserver %s\n", s)
+	}
+	if len(n.Search) > 0 {
+		fmt.Fprintf(&b, "search %s\n", strings.Join(n.Search, " "))
+	}
+	return b.String()
+}
+
+// hostsFile is the text of hosts(5): the guest finds itself by its name, and
+// the host by the one that Podman gives it.
+func hostsFile(plan *agentapi.Plan) string {
+	var b strings.Builder
+	b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n")
+	n := plan.Network
+	if n == nil {
+		fmt.Fprintf(&b, "127.0.1.1\t%s\n", plan.Hostname)
+		return b.String()
+	}
+	ip, _, _ := strings.Cut(n.Address, "/")
+	fmt.Fprintf(&b, "%s\t%s\n", ip, plan.Hostname)
+	if n.Gateway != "" {
+		fmt.Fprintf(&b, "%s\thost.containers.internal\n", n.Gateway)
+	}
+	return b.String()
 }
 
 // replaceFile writes a file in place of whatever is there, be it a link.

@@ -32,12 +32,34 @@ const (
 	maxStartError = 8 << 10
 )
 
+// engine is what starts containers: Podman.
+type engine struct {
+	// command makes what runs a container, with its files written.
+	command func(*agentapi.Container) (*exec.Cmd, error)
+	// firstPID returns the id of the container's first process, once it was started; else 0.
+	firstPID func() int
+	// id returns the container's id, once it was made.
+	id func() (string, error)
+
+	runtime string // the OCI runtime's program
+	state   string // where it keeps a directory for each container
+	entries string // for the files of those who enter the container
+}
+
+func newPodman() engine {
+	return engine{
+		command: podmanCommand, firstPID: startedPID, id: containerID,
+		runtime: "/usr/bin/crun", state: runtimeState, entries: runDir + "/exec",
+	}
+}
+
 // container is the one container of a guest.
 type container struct {
 	agent   *agent
+	engine  engine
 	session *session
-	running chan struct{} // closed when the first process runs
 	ended   chan struct{} // closed when Podman has ended
+	watched chan struct{} // closed when pid is known, or known to come never
 
 	mu      sync.Mutex
 	started bool
@@ -46,7 +68,10 @@ type container struct {
 }
 
 func newContainer(a *agent) *container {
-	c := &container{agent: a, pidfd: -1, running: make(chan struct{}), ended: make(chan struct{})}
+	c := &container{
+		agent: a, engine: newPodman(), pidfd: -1,
+		ended: make(chan struct{}), watched: make(chan struct{}),
+	}
 	c.session = newSession(func(sig syscall.Signal) { _ = c.signal(int(sig)) })
 	return c
 }
@@ -61,8 +86,7 @@ func (c *container) start(ctx context.Context, spec agentapi.Container) (int, er
 	select {
 	case <-ctx.Done():
 		return 0, ctx.Err()
-	case <-c.running:
-	case <-c.ended:
+	case <-c.watched: // not c.ended: a short life is over before it is seen
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -78,10 +102,11 @@ func (c *container) launch(spec *agentapi.Container) error {
 	}
 	c.started = true
 	c.agent.state.set(agentapi.PhaseStarting)
-	if err := writePodmanConfig(spec); err != nil {
+	c.agent.loadExtra(spec)
+	cmd, err := c.engine.command(spec)
+	if err != nil {
 		return err
 	}
-	cmd := podmanRun(spec)
 	io, err := newStdio(cmd, spec.TTY, spec.Interactive)
 	if err != nil {
 		return err
@@ -98,9 +123,8 @@ func (c *container) launch(spec *agentapi.Container) error {
 		return fmt.Errorf("start podman: %w", err)
 	}
 	release := sync.OnceFunc(func() { close(stderr.hold) })
-	watched := make(chan struct{})
 	go func() {
-		defer close(watched)
+		defer close(c.watched)
 		if c.watch() && !spec.TTY {
 			release()
 		}
@@ -108,7 +132,7 @@ func (c *container) launch(spec *agentapi.Container) error {
 	go c.supervise(io, func() agentapi.Exit {
 		ws := <-child.done
 		close(c.ended)
-		<-watched
+		<-c.watched
 		defer release()
 		return c.exit(exitCode(ws), stderr)
 	})
@@ -149,7 +173,7 @@ func (c *container) watch() bool {
 			over = true // a short life may have gone by between two looks
 		case <-tick.C:
 		}
-		pid := startedPID()
+		pid := c.engine.firstPID()
 		if pid == 0 {
 			continue
 		}
@@ -160,10 +184,6 @@ func (c *container) watch() bool {
 		}
 		c.mu.Unlock()
 		c.agent.state.set(agentapi.PhaseRunning)
-		close(c.running)
-		if c.agent.afterStart != nil {
-			go c.agent.afterStart()
-		}
 		return true
 	}
 	return false
@@ -187,6 +207,15 @@ func startedPID() int {
 	return pid
 }
 
+// containerID is the id that Podman has given the container.
+func containerID() (string, error) {
+	b, err := os.ReadFile(cidFile)
+	if err != nil {
+		return "", fmt.Errorf("find the container: %w", err)
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
 // exit tells an exit code of the container from one of Podman: the container
 // has not run if it never had a process.
 func (c *container) exit(code int, stderr *output) agentapi.Exit {
@@ -207,12 +236,40 @@ func (c *container) exit(code int, stderr *output) agentapi.Exit {
 	return e
 }
 
-// startError is Podman's message without what it puts before each.
+// startError is what Podman's last message says, without what Podman and the
+// runtime put before and after each.
 func startError(text string) string {
-	if text == "" {
+	lines := strings.Split(text, "\n")
+	last := strings.TrimSpace(lines[len(lines)-1])
+	if last == "" {
 		return "podman could not start the container and did not say why"
 	}
-	return strings.TrimPrefix(text, "Error: ")
+	for _, prefix := range []string{"Error: ", "OCI runtime error: ", "crun: "} {
+		last = strings.TrimPrefix(last, prefix)
+	}
+	for _, suffix := range []string{": OCI runtime attempted to invoke a command that was not found", ": OCI permission denied"} {
+		last = strings.TrimSuffix(last, suffix)
+	}
+	return last
+}
+
+// openRoot opens the root of the container, which must run.
+func (c *container) openRoot() (*tree, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.pidfd < 0 {
+		return nil, errNotRunning
+	}
+	t, err := openTree(fmt.Sprintf("/proc/%d/root", c.pid))
+	if err != nil {
+		return nil, err
+	}
+	// The process may have ended, and its id may be another's.
+	if err := unix.PidfdSendSignal(c.pidfd, 0, nil, 0); err != nil {
+		_ = t.close()
+		return nil, errNotRunning
+	}
+	return t, nil
 }
 
 // signal goes straight to the container's first process.

@@ -43,6 +43,9 @@ func (q *input) put(data []byte, from *attachment) error {
 	if from.unacked+len(data) > agentapi.StdinWindow {
 		return errWindow
 	}
+	if q.closed {
+		return nil
+	}
 	if data != nil {
 		if len(data) == 0 {
 			return nil
@@ -76,7 +79,7 @@ func (q *input) taken(c chunk) int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.sum += len(c.data)
-	if q.sum < ackStep && len(q.chunks) > 0 && q.chunks[0].from == c.from {
+	if q.sum < ackStep && len(q.chunks) > 0 && q.chunks[0].from == c.from && q.chunks[0].data != nil {
 		return 0
 	}
 	n := q.sum

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/fcvm/fcvm/internal/agentapi"
 )
 
 // modules are kernel modules in load order: paths below /lib/modules.
@@ -54,4 +56,18 @@ func loadModules(list string) error {
 		return err
 	}
 	return ms.load()
+}
+
+// loadExtra loads the modules for networks, tunnels and file systems of the
+// guest's own, for a container that could use them. It is done before the
+// container starts, never beside it: under emulation a kernel that patches
+// itself while another of its CPUs is busy has been seen to hang and to crash.
+func (a *agent) loadExtra(c *agentapi.Container) {
+	if !c.Privileged && len(c.CapAdd) == 0 {
+		return
+	}
+	if err := a.extra.load(); err != nil {
+		a.log.Warn("load kernel modules", "error", err)
+	}
+	a.extra = nil
 }

@@ -3,9 +3,10 @@ package agent
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
-	"strconv"
+	"slices"
 	"strings"
 
 	"github.com/fcvm/fcvm/internal/agentapi"
@@ -19,9 +20,17 @@ const (
 	runtimeState = "/run/crun"
 )
 
+// podmanCommand prepares a run of Podman.
+func podmanCommand(c *agentapi.Container) (*exec.Cmd, error) {
+	if err := os.WriteFile(podmanConf, []byte(podmanConfig(c)), 0o600); err != nil {
+		return nil, fmt.Errorf("write Podman's configuration: %w", err)
+	}
+	return podmanRun(c), nil
+}
+
 // podmanRun is the command that runs the container from its exploded root,
 // with everything of its image given as flags. The environment is not among
-// them: see writePodmanConfig.
+// them: see podmanConfig.
 func podmanRun(c *agentapi.Container) *exec.Cmd {
 	f := flags{
 		"run", "--pull=never", "--network=host", "--http-proxy=false",
@@ -47,10 +56,9 @@ func podmanRun(c *agentapi.Container) *exec.Cmd {
 	f.each("cap-drop", c.CapDrop)
 	f.each("tmpfs", c.Tmpfs)
 	f.each("volume", c.Volumes)
-	for k, v := range c.Labels {
-		f.add("--label=" + k + "=" + v)
+	for _, k := range slices.Sorted(maps.Keys(c.Labels)) {
+		f.add("--label=" + k + "=" + c.Labels[k])
 	}
-	f.health(c.Health)
 	f.add("--rootfs", imageMount+"/"+agentapi.ImageRoot+":O")
 	cmd := exec.Command(podman, append(f, c.Args...)...)
 	cmd.Env = podmanEnv()
@@ -63,7 +71,6 @@ func podmanEnv() []string {
 	return []string{
 		"PATH=" + guestPath, "HOME=/root", "TERM=xterm", "TMPDIR=/var/tmp",
 		"CONTAINERS_CONF=" + podmanConf,
-		"DISABLE_HC_SYSTEMD=true", // health checks need no timers of systemd's
 	}
 }
 
@@ -90,42 +97,18 @@ func (f *flags) each(name string, values []string) {
 	}
 }
 
-// health says an image's health check in Podman's words.
-func (f *flags) health(h *agentapi.Health) {
-	if h == nil || len(h.Test) == 0 {
-		return
-	}
-	if h.Test[0] == "NONE" {
-		f.add("--no-healthcheck")
-		return
-	}
-	f.set("health-cmd", jsonText(h.Test))
-	if h.Interval > 0 {
-		f.set("health-interval", h.Interval.String())
-	}
-	if h.Timeout > 0 {
-		f.set("health-timeout", h.Timeout.String())
-	}
-	if h.StartPeriod > 0 {
-		f.set("health-start-period", h.StartPeriod.String())
-	}
-	if h.Retries > 0 {
-		f.set("health-retries", strconv.Itoa(h.Retries))
-	}
-}
-
-// writePodmanConfig writes Podman's configuration (containers.conf(5)). It
-// carries the container's environment: so it shows in no process list, is not
-// that of Podman itself (PATH, HOME and LD_PRELOAD are the container's own),
-// and may hold line breaks, which an --env-file cannot.
-func writePodmanConfig(c *agentapi.Container) error {
+// podmanConfig is Podman's configuration (containers.conf(5)). It carries the
+// container's environment: so it shows in no process list, is not that of
+// Podman itself (PATH, HOME and LD_PRELOAD are the container's own), and may
+// hold line breaks, which an --env-file cannot.
+func podmanConfig(c *agentapi.Container) string {
 	env := []string{"PATH=" + guestPath, "TERM=xterm"} // Podman's own defaults
 	for _, kv := range c.Env {
 		if strings.Contains(kv, "=") { // without it, Podman would look in its own
 			env = append(env, kv)
 		}
 	}
-	conf := fmt.Sprintf(`[containers]
+	return fmt.Sprintf(`[containers]
 env = %s
 [engine]
 runtime = "crun"
@@ -134,10 +117,6 @@ events_logger = "none"
 [network]
 network_backend = "netavark"
 `, tomlStrings(env))
-	if err := os.WriteFile(podmanConf, []byte(conf), 0o600); err != nil {
-		return fmt.Errorf("write Podman's configuration: %w", err)
-	}
-	return nil
 }
 
 // tomlStrings encodes an array of strings. JSON's is TOML's, but for DEL,

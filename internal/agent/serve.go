@@ -17,10 +17,14 @@ func (a *agent) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+agentapi.PathStatus, a.getStatus)
 	mux.HandleFunc("PUT "+agentapi.PathPlan, a.putPlan)
+	mux.HandleFunc("GET "+agentapi.PathReady, a.getReady)
 	mux.HandleFunc("POST "+agentapi.PathAttach, a.postAttach)
 	mux.HandleFunc("POST "+agentapi.PathStart, a.postStart)
 	mux.HandleFunc("POST "+agentapi.PathSignal, a.postSignal)
 	mux.HandleFunc("POST "+agentapi.PathExec, a.postExec)
+	mux.HandleFunc("POST "+agentapi.PathProbe, a.postProbe)
+	mux.HandleFunc("POST "+agentapi.PathCopyIn, a.postCopyIn)
+	mux.HandleFunc("GET "+agentapi.PathCopyOut, a.getCopyOut)
 	mux.HandleFunc("POST "+agentapi.PathShutdown, a.postShutdown)
 	return mux
 }
@@ -29,6 +33,15 @@ func (a *agent) getStatus(w http.ResponseWriter, _ *http.Request) {
 	st := a.state.status()
 	st.Uptime = uptime()
 	reply(w, http.StatusOK, st)
+}
+
+// getReady answers when the boot is over, one way or the other.
+func (a *agent) getReady(w http.ResponseWriter, r *http.Request) {
+	select {
+	case <-r.Context().Done():
+	case <-a.state.settled:
+		a.getStatus(w, r)
+	}
 }
 
 func (a *agent) putPlan(w http.ResponseWriter, r *http.Request) {
@@ -93,7 +106,7 @@ func (a *agent) postExec(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		return
 	}
-	e.serve(conn)
+	serveExec(e, conn, req.Detach)
 }
 
 func (a *agent) postShutdown(w http.ResponseWriter, _ *http.Request) {
@@ -112,9 +125,15 @@ func decode(w http.ResponseWriter, r *http.Request, v any) bool {
 }
 
 func reply(w http.ResponseWriter, code int, v any) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		b = []byte(`{"error":"the answer cannot be encoded"}`) // unreachable: all types can be
+	}
 	w.Header().Set("Content-Type", "application/json")
+	// With a length it is complete before the handler ends.
+	w.Header().Set("Content-Length", strconv.Itoa(len(b)))
 	w.WriteHeader(code)
-	_ = json.NewEncoder(w).Encode(v) // a failing connection is the client's to notice
+	_, _ = w.Write(b) // a failing connection is the client's to notice
 }
 
 func replyError(w http.ResponseWriter, code int, err error) {

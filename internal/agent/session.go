@@ -50,7 +50,7 @@ func newSession(onSignal func(syscall.Signal)) *session {
 func (s *session) serve(conn net.Conn) {
 	a := &attachment{Conn: conn, frames: agentapi.NewFrameWriter(conn)}
 	if exit := s.attach(a); exit != nil {
-		// All was sent before, but whether it arrived is not known.
+		// It was sent before, but whether it arrived is not known.
 		_ = agentapi.WriteFrame(conn, agentapi.FrameExit, exit)
 	}
 	s.receive(a)
@@ -178,6 +178,9 @@ func (s *session) feed(io *stdio) {
 func (s *session) acknowledge(a *attachment, n int) {
 	s.out.Lock()
 	defer s.out.Unlock()
+	if s.isOver() {
+		return // the exit is the last frame
+	}
 	_ = a.frames.Write(agentapi.FrameStdinAck, agentapi.StdinAck(uint32(n))) // a lost connection shows elsewhere
 }
 
@@ -210,19 +213,23 @@ func (s *session) attached() (*attachment, error) {
 	return s.att, nil
 }
 
-// finish sends the exit, the last frame of a session, to whoever is attached
-// and then to everybody who attaches.
+// finish sends the exit, the last frame of a session, to whoever is attached,
+// and from then on to everybody who attaches.
 func (s *session) finish(e agentapi.Exit) {
 	b, err := json.Marshal(e)
-	if err == nil {
-		err = s.send(agentapi.FrameExit, b)
+	if err != nil {
+		b = []byte(`{"code":125}`) // unreachable: an Exit can be encoded
 	}
+	s.out.Lock()
+	defer s.out.Unlock()
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err == nil {
-		s.exit = b
-	}
+	a := s.att
+	s.exit = b
 	s.end()
+	s.mu.Unlock()
+	if a != nil {
+		_ = a.frames.Write(agentapi.FrameExit, b) // one that is lost attaches again
+	}
 }
 
 // abandon ends a session whose peer will not come back.
@@ -230,6 +237,12 @@ func (s *session) abandon() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.end()
+}
+
+func (s *session) isOver() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.over
 }
 
 // end is called with mu held.

@@ -44,6 +44,16 @@ func (s *state) waitPlan() *agentapi.Plan {
 	return s.plan
 }
 
+// container is what the plan says of it; empty without a plan.
+func (s *state) container() agentapi.Container {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.plan == nil {
+		return agentapi.Container{}
+	}
+	return s.plan.Container
+}
+
 func (s *state) ready() { s.settle(agentapi.PhaseReady, nil) }
 
 // fail is for the boot; a container that fails is an exit.

@@ -148,30 +148,47 @@ func (s *stdio) closeStdin() {
 
 // pump sends what the process writes until its end. After finish it sends
 // what is still in the pipe and stops, even if somebody else holds the other
-// end open (Podman's monitor does, for a while).
+// end open (Podman's monitor does, for a while) and goes on writing. When
+// nobody is there to send to any more, the process gets to know it by an
+// error of its next write.
 func (o *output) pump(send func(agentapi.FrameType, []byte) error) {
 	if o.hold != nil {
 		<-o.hold
 	}
+	if err := o.pumpAll(send); err != nil {
+		_ = o.f.Close()
+	}
+}
+
+// pumpAll returns the error of send, if there was one.
+func (o *output) pumpAll(send func(agentapi.FrameType, []byte) error) error {
 	buf := make([]byte, agentapi.MaxFrame)
 	for {
 		n, err := o.f.Read(buf)
-		if n > 0 && send(o.frame, buf[:n]) != nil {
-			return
+		if n > 0 {
+			if err := send(o.frame, buf[:n]); err != nil {
+				return err
+			}
 		}
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			break
 		}
 		if err != nil {
-			return
+			return nil
 		}
 	}
-	for {
+	// What the process has written itself is no more than the pipe holds.
+	for left := pipeSize; left > 0; {
 		n := o.readNow(buf)
-		if n == 0 || send(o.frame, buf[:n]) != nil {
-			return
+		if n == 0 {
+			return nil
 		}
+		if err := send(o.frame, buf[:n]); err != nil {
+			return err
+		}
+		left -= n
 	}
+	return nil
 }
 
 // readNow reads what is there and does not wait, nor mind a deadline.
@@ -197,9 +214,16 @@ func (o *output) finish() {
 	_ = o.f.SetReadDeadline(time.Now().Add(o.grace))
 }
 
-// text takes what is in the stream now as a message for people, limit bytes
-// at most. It is called in place of pump, or before it.
+// text takes what is in the stream now as a message for people, its last
+// limit bytes at most. It is called in place of pump, or before it.
 func (o *output) text(limit int) string {
-	buf := make([]byte, limit)
-	return strings.TrimSpace(string(buf[:o.readNow(buf)]))
+	var all []byte
+	for buf := make([]byte, limit); len(all) < pipeSize; {
+		n := o.readNow(buf)
+		if n == 0 {
+			break
+		}
+		all = append(all, buf[:n]...)
+	}
+	return strings.TrimSpace(string(all[max(0, len(all)-limit):]))
 }

@@ -4,17 +4,24 @@
 //
 //	GET  /v1/status            Status
 //	PUT  /v1/plan              Plan; once (QEMU; on Firecracker it comes from MMDS)
+//	GET  /v1/ready             Status, once a container can be started or never will be
 //	POST /v1/container/attach  upgrade to a stream of the container's stdio
 //	POST /v1/container/start   start what the plan says; StartResponse
 //	POST /v1/container/signal  SignalRequest
 //	POST /v1/exec              ExecRequest, upgrade to a stream
+//	POST /v1/probe             ProbeRequest; an error says that the answer is no
+//	POST /v1/copy/in           CopyRequest as query; a tar stream into the container; CopyResponse
+//	GET  /v1/copy/out          CopyRequest as query; a tar stream out of it
 //	POST /v1/shutdown          sync the disks and power off
 //
 // Errors come as Error with a status of 400 or more. The guest is hostile:
 // the host reads no body beyond MaxBody and no frame beyond MaxFrame.
 package agentapi
 
-import "time"
+import (
+	"net/url"
+	"time"
+)
 
 // Version of this protocol; it changes when an older peer would misunderstand.
 const Version = 1
@@ -23,20 +30,30 @@ const Version = 1
 const (
 	PathStatus   = "/v1/status"
 	PathPlan     = "/v1/plan"
+	PathReady    = "/v1/ready"
 	PathAttach   = "/v1/container/attach"
 	PathStart    = "/v1/container/start"
 	PathSignal   = "/v1/container/signal"
 	PathExec     = "/v1/exec"
+	PathProbe    = "/v1/probe"
+	PathCopyIn   = "/v1/copy/in"
+	PathCopyOut  = "/v1/copy/out"
 	PathShutdown = "/v1/shutdown"
 )
 
 // StreamProtocol is the token of the Upgrade header for framed streams.
 const StreamProtocol = "fcvm-stream/1"
 
+// TrailerError comes after the body of a copy that failed in the middle.
+const TrailerError = "Fcvm-Error"
+
 // Limits that both sides keep.
 const (
 	MaxBody  = 4 << 20  // bytes of a JSON body
 	MaxFrame = 64 << 10 // bytes of a frame's payload
+
+	MaxSkipped = 50 // names that a copy tells of
+	MaxPath    = 4096
 
 	StdinWindow = 512 << 10 // bytes of stdin on their way to a process
 )
@@ -105,16 +122,6 @@ type Container struct {
 	Interactive bool              `json:"interactive,omitempty"`
 	TTY         bool              `json:"tty,omitempty"`
 	StopSignal  string            `json:"stop_signal,omitempty"`
-	Health      *Health           `json:"health,omitempty"`
-}
-
-// Health is an image's health check, as the OCI/Docker configuration has it.
-type Health struct {
-	Test        []string      `json:"test"`
-	Interval    time.Duration `json:"interval,omitempty"`
-	Timeout     time.Duration `json:"timeout,omitempty"`
-	StartPeriod time.Duration `json:"start_period,omitempty"`
-	Retries     int           `json:"retries,omitempty"`
 }
 
 // Phase is how far the guest is.
@@ -157,18 +164,65 @@ type SignalRequest struct {
 	Signal int `json:"signal"`
 }
 
-// ExecRequest runs a command in the guest (Guest) or in the container.
+// ExecRequest runs a command in the guest (Guest) or in the container. What is
+// left out is as the container has it. The size is the terminal's first one.
 type ExecRequest struct {
 	Args       []string `json:"args"`
-	Env        []string `json:"env,omitempty"`
-	WorkDir    string   `json:"work_dir,omitempty"`
-	User       string   `json:"user,omitempty"`
+	Env        []string `json:"env,omitempty"`      // KEY=VALUE, over the container's
+	WorkDir    string   `json:"work_dir,omitempty"` // absolute
+	User       string   `json:"user,omitempty"`     // USER[:GROUP], names or numbers
+	Detach     bool     `json:"detach,omitempty"`   // the stream ends once it runs; no stdio
 	TTY        bool     `json:"tty,omitempty"`
 	Stdin      bool     `json:"stdin,omitempty"`
 	Guest      bool     `json:"guest,omitempty"`
 	Privileged bool     `json:"privileged,omitempty"`
 	Rows       uint16   `json:"rows,omitempty"`
 	Cols       uint16   `json:"cols,omitempty"`
+}
+
+// ProbeRequest asks whether something in the guest answers: one of HTTP and TCP.
+type ProbeRequest struct {
+	HTTP    string        `json:"http,omitempty"` // a URL; 200 to 399 is yes
+	TCP     uint16        `json:"tcp,omitempty"`  // a port of the guest
+	Timeout time.Duration `json:"timeout"`        // nanoseconds
+}
+
+// CopyRequest says what is copied; see package treecopy for what the options mean.
+type CopyRequest struct {
+	Path    string // in the container
+	Archive bool   // in: owners are kept
+	Extract bool   // in: any archive, into a directory
+	Follow  bool   // out: a link at the end of the path is followed
+	Sparse  bool   // out: the reader knows PAX's sparse files
+}
+
+// Query encodes the request.
+func (r CopyRequest) Query() url.Values {
+	q := url.Values{"path": {r.Path}}
+	for key, set := range r.flags() {
+		if *set {
+			q.Set(key, "1")
+		}
+	}
+	return q
+}
+
+// ParseCopyRequest decodes what Query encodes.
+func ParseCopyRequest(q url.Values) CopyRequest {
+	r := CopyRequest{Path: q.Get("path")}
+	for key, set := range r.flags() {
+		*set = q.Get(key) == "1"
+	}
+	return r
+}
+
+func (r *CopyRequest) flags() map[string]*bool {
+	return map[string]*bool{"archive": &r.Archive, "extract": &r.Extract, "follow": &r.Follow, "sparse": &r.Sparse}
+}
+
+// CopyResponse ends a copy into the container.
+type CopyResponse struct {
+	Skipped []string `json:"skipped,omitempty"` // names and reasons, MaxSkipped at most
 }
 
 // Error is the body of every answer with a status of 400 or more.

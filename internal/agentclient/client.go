@@ -2,7 +2,7 @@
 // agent in a guest what package agentapi defines.
 //
 // A Client holds nothing but a way to dial. The usual life: WaitAgent until
-// the guest answers, SendPlan (or the metadata service has it), Attach, Start,
+// the guest answers, SendPlan (or the metadata service has it), WaitReady, Attach, Start,
 // then Stream.Run until the container has ended.
 //
 // The guest is hostile. Every answer is bounded in length, what it says is
@@ -73,9 +73,30 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 
 // Status asks how far the guest is.
 func (c *Client) Status(ctx context.Context) (agentapi.Status, error) {
+	st, err := c.status(ctx, agentapi.PathStatus)
+	if err != nil {
+		return st, fmt.Errorf("ask the guest agent for its status: %w", err)
+	}
+	return st, nil
+}
+
+// WaitReady waits until the guest has its plan and is ready for the
+// container. A guest that cannot get ready is an error that says why.
+func (c *Client) WaitReady(ctx context.Context) error {
+	st, err := c.status(ctx, agentapi.PathReady)
+	if err == nil && st.Phase == agentapi.PhaseFailed {
+		err = errors.New(st.Error)
+	}
+	if err != nil {
+		return fmt.Errorf("wait for the guest to get ready: %w", err)
+	}
+	return nil
+}
+
+func (c *Client) status(ctx context.Context, path string) (agentapi.Status, error) {
 	var st agentapi.Status
-	if err := c.call(ctx, http.MethodGet, agentapi.PathStatus, nil, &st); err != nil {
-		return agentapi.Status{}, fmt.Errorf("ask the guest agent for its status: %w", err)
+	if err := c.call(ctx, http.MethodGet, path, nil, &st); err != nil {
+		return agentapi.Status{}, err
 	}
 	if st.Version != agentapi.Version {
 		return agentapi.Status{}, fmt.Errorf("%w: it speaks version %d, not %d", ErrAgent, st.Version, agentapi.Version)
@@ -141,6 +162,14 @@ func (c *Client) Signal(ctx context.Context, signal int) error {
 	return nil
 }
 
+// Probe asks whether a service in the guest answers; nil says that it does.
+func (c *Client) Probe(ctx context.Context, req agentapi.ProbeRequest) error {
+	if err := c.call(ctx, http.MethodPost, agentapi.PathProbe, req, nil); err != nil {
+		return fmt.Errorf("probe the guest: %w", err)
+	}
+	return nil
+}
+
 // Shutdown asks the guest to write its disks and power off. That it has done
 // so shows by the end of the VMM.
 func (c *Client) Shutdown(ctx context.Context) error {
@@ -162,6 +191,10 @@ func (c *Client) call(ctx context.Context, method, path string, body, out any) e
 		return unwrapURL(err)
 	}
 	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode < http.StatusOK {
+		// The body of a 101 is the connection, which no context ends any more.
+		return fmt.Errorf("%w: HTTP status %d", ErrAgent, resp.StatusCode)
+	}
 	return readAnswer(resp, out)
 }
 
@@ -226,6 +259,9 @@ func unwrapURL(err error) error {
 func checkExit(e *agentapi.Exit) error {
 	if e.Code < 0 || e.Code > 255 {
 		return fmt.Errorf("%w: exit code %d", ErrAgent, e.Code)
+	}
+	if e.Failed && (e.Code < 125 || e.Code > 127) {
+		return fmt.Errorf("%w: exit code %d of a process that never ran", ErrAgent, e.Code)
 	}
 	e.Error = clean(e.Error)
 	return nil

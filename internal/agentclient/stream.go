@@ -18,6 +18,9 @@ import (
 // attach again.
 var ErrLost = errors.New("connection to the guest agent was lost")
 
+// ErrOutput: what a process wrote could not be passed on here.
+var ErrOutput = errors.New("write output")
+
 // stdinChunk is how much of stdin goes into one frame, bytes.
 const stdinChunk = 32 << 10
 
@@ -54,11 +57,15 @@ func (c *Client) Attach(ctx context.Context) (*Stream, error) {
 }
 
 // Exec starts a command; it gets a hang-up signal when the stream is closed
-// before its end.
+// before its end, unless it is detached.
 func (c *Client) Exec(ctx context.Context, req agentapi.ExecRequest) (*Stream, error) {
 	s, err := c.stream(ctx, agentapi.PathExec, req)
 	if err != nil {
-		return nil, fmt.Errorf("run a command in the guest: %w", err)
+		where := "container"
+		if req.Guest {
+			where = "guest"
+		}
+		return nil, fmt.Errorf("run a command in the %s: %w", where, err)
 	}
 	return s, nil
 }
@@ -105,15 +112,19 @@ func upgrade(ctx context.Context, conn net.Conn, path string, body any) (io.Read
 	if err := req.Write(conn); err != nil {
 		return nil, fmt.Errorf("send request: %w", err)
 	}
-	limited := &io.LimitedReader{R: conn, N: maxHeader + agentapi.MaxBody}
+	limited := &io.LimitedReader{R: conn, N: maxHeader}
 	br := bufio.NewReaderSize(limited, stdinChunk)
 	resp, err := http.ReadResponse(br, req)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s", ErrAgent, clean(err.Error()))
 	}
 	if resp.StatusCode != http.StatusSwitchingProtocols {
+		limited.N = 2 * agentapi.MaxBody // room for chunks; readAnswer has the limit
 		defer func() { _ = resp.Body.Close() }()
-		return nil, readAnswer(resp, nil)
+		if err := readAnswer(resp, nil); err != nil {
+			return nil, err
+		}
+		return nil, fmt.Errorf("%w: HTTP status %d instead of a stream", ErrAgent, resp.StatusCode)
 	}
 	if got := resp.Header.Get("Upgrade"); got != agentapi.StreamProtocol {
 		return nil, fmt.Errorf("%w: it offers %q", ErrAgent, clean(got))
@@ -212,7 +223,7 @@ func writeAll(w io.Writer, p []byte, name string) error {
 		return nil
 	}
 	if _, err := w.Write(p); err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
+		return fmt.Errorf("%w: %s: %w", ErrOutput, name, err)
 	}
 	return nil
 }

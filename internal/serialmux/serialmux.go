@@ -4,9 +4,12 @@
 // them; a stream that the guest opens is never accepted.
 //
 // The two ends do not share a life: a host that goes away (a supervisor that
-// ended, a snapshot that was restored elsewhere) shows in the guest as a hung-up port. Its
-// Listener then drops the session, opens the port again and waits for the
-// next host.
+// ended, a snapshot that was restored elsewhere) shows in the guest as a
+// hung-up port. Its Listener then drops the session, opens the port again and
+// waits for the next host.
+//
+// A guest that stops reading, or never answers, holds nobody on the host: Dial
+// ends with its context, and Close ends every Read and Write at once.
 package serialmux
 
 import (
@@ -44,7 +47,7 @@ type Host struct {
 
 // NewHost starts a session on conn, the character device's socket. It owns conn.
 func NewHost(conn io.ReadWriteCloser) (*Host, error) {
-	s, err := yamux.Client(conn, config())
+	s, err := yamux.Client(&guard{ReadWriteCloser: conn}, config())
 	if err != nil {
 		return nil, fmt.Errorf("start agent channel: %w", err)
 	}
@@ -57,11 +60,30 @@ func (h *Host) Dial(ctx context.Context) (net.Conn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	c, err := h.session.OpenStream()
-	if err != nil {
-		return nil, fmt.Errorf("open connection to the agent: %w", err)
+	type stream struct {
+		s   *yamux.Stream
+		err error
 	}
-	return c, nil
+	opened := make(chan stream)
+	go func() {
+		s, err := h.session.OpenStream() // waits while the port takes nothing
+		select {
+		case opened <- stream{s, err}:
+		case <-ctx.Done():
+			if err == nil {
+				_ = s.Close()
+			}
+		}
+	}()
+	select {
+	case <-ctx.Done():
+		return nil, fmt.Errorf("open connection to the agent: %w", context.Cause(ctx))
+	case o := <-opened:
+		if o.err != nil {
+			return nil, fmt.Errorf("open connection to the agent: %w", o.err)
+		}
+		return newConn(o.s), nil
+	}
 }
 
 // Close ends the session and all its connections.
@@ -94,9 +116,9 @@ func (l *Listener) Accept() (net.Conn, error) {
 	for {
 		s, err := l.current()
 		if err == nil {
-			var c net.Conn
-			if c, err = s.Accept(); err == nil {
-				return c, nil
+			var c *yamux.Stream
+			if c, err = s.AcceptStream(); err == nil {
+				return newConn(c), nil
 			}
 			l.drop(s)
 		}
