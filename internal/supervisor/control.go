@@ -1,0 +1,230 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fcvm/fcvm/internal/control"
+	"github.com/fcvm/fcvm/internal/events"
+	"github.com/fcvm/fcvm/internal/paths"
+	"github.com/fcvm/fcvm/internal/vm"
+)
+
+// killGrace is how long a guest has to carry out a SIGKILL before its VM is
+// ended instead.
+const killGrace = 5 * time.Second
+
+const maxSignal = 64 // SIGRTMAX
+
+// commands is a life as its control socket offers it.
+type commands life
+
+var _ control.VM = (*commands)(nil)
+
+// running returns the instance whose container runs.
+func (c *commands) running() (*instance, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch status := c.vm.Record().Status; {
+	case status == vm.StatusPaused:
+		return c.current, vm.ErrPaused
+	case c.current == nil || (status != vm.StatusRunning && status != vm.StatusStopping):
+		return nil, fmt.Errorf("%w: it is %s", vm.ErrNotRunning, status)
+	}
+	return c.current, nil
+}
+
+// DialAgent implements control.VM.
+func (c *commands) DialAgent(ctx context.Context) (net.Conn, error) {
+	in, err := c.running()
+	if err != nil {
+		return nil, err
+	}
+	return in.machine.Dial(ctx)
+}
+
+// Stop implements control.VM.
+func (c *commands) Stop(ctx context.Context, timeout time.Duration) error {
+	in := c.askEnd()
+	if in == nil || c.signals.interrupt() {
+		return c.over.wait(ctx)
+	}
+	if err := c.wake(ctx, in); err != nil {
+		return err
+	}
+	c.signals.send(c.stopSignal())
+	if in.goneWithin(ctx, timeout) {
+		return ctx.Err()
+	}
+	return c.kill(ctx, in)
+}
+
+// askEnd says that the VM is not to be started again, and returns what runs.
+func (c *commands) askEnd() *instance {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stopping = true
+	return c.current
+}
+
+// wake lets a paused VM go on, so that it can end.
+func (c *commands) wake(ctx context.Context, in *instance) error {
+	var paused bool
+	err := c.vm.Update(func(r *vm.Record) error {
+		paused = r.Status == vm.StatusPaused
+		if r.Status == vm.StatusStopping || r.Status.Final() {
+			return nil
+		}
+		return r.Move(vm.StatusStopping, "", time.Now())
+	})
+	if err != nil || !paused {
+		return err
+	}
+	return in.machine.Resume(ctx)
+}
+
+func (c *commands) stopSignal() int {
+	if n, err := ParseSignal(c.image.Config.StopSignal); err == nil {
+		return n
+	}
+	return int(unix.SIGTERM)
+}
+
+// goneWithin reports whether the container has ended in time, or the caller
+// has gone.
+func (in *instance) goneWithin(ctx context.Context, timeout time.Duration) bool {
+	var late <-chan time.Time
+	if timeout >= 0 {
+		late = time.After(timeout)
+	}
+	select {
+	case <-in.gone.done:
+		return true
+	case <-ctx.Done():
+		return true
+	case <-late:
+		return false
+	}
+}
+
+// kill ends the container, or the VM if the guest does not.
+func (c *commands) kill(ctx context.Context, in *instance) error {
+	c.signals.send(int(unix.SIGKILL))
+	if !in.goneWithin(ctx, killGrace) {
+		c.signals.killNow()
+		return in.gone.wait(ctx)
+	}
+	return ctx.Err()
+}
+
+// Kill implements control.VM.
+func (c *commands) Kill(ctx context.Context, signal int) error {
+	if signal <= 0 || signal > maxSignal {
+		return fmt.Errorf("%w: signal %d", vm.ErrInvalid, signal)
+	}
+	if signal != int(unix.SIGKILL) {
+		if _, err := c.running(); err != nil {
+			return err
+		}
+		c.signals.send(signal)
+		return nil
+	}
+	in := c.askEnd()
+	if in == nil || c.signals.interrupt() {
+		return c.over.wait(ctx)
+	}
+	if err := c.wake(ctx, in); err != nil {
+		return err
+	}
+	return c.kill(ctx, in)
+}
+
+// Pause implements control.VM.
+func (c *commands) Pause(ctx context.Context) error {
+	in, err := c.running()
+	if errors.Is(err, vm.ErrPaused) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := in.machine.Pause(ctx); err != nil {
+		return err
+	}
+	if err := c.vm.Move(vm.StatusPaused, ""); err != nil {
+		return errors.Join(err, in.machine.Resume(ctx))
+	}
+	c.vm.Tell(events.Paused, "")
+	return nil
+}
+
+// Resume implements control.VM.
+func (c *commands) Resume(ctx context.Context) error {
+	in, err := c.running()
+	if err == nil {
+		return nil
+	}
+	if !errors.Is(err, vm.ErrPaused) {
+		return err
+	}
+	if err := in.machine.Resume(ctx); err != nil {
+		return err
+	}
+	if err := c.vm.Move(vm.StatusRunning, ""); err != nil {
+		return err
+	}
+	c.vm.Tell(events.Resumed, "")
+	return nil
+}
+
+// Rename implements control.VM.
+func (c *commands) Rename(_ context.Context, name string) error {
+	return c.vm.Rename(name)
+}
+
+// Wait implements control.VM.
+func (c *commands) Wait(ctx context.Context) (control.Ended, error) {
+	if err := c.over.wait(ctx); err != nil {
+		return control.Ended{}, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.ended, nil
+}
+
+// WaitReady implements control.VM.
+func (c *commands) WaitReady(ctx context.Context) error { return c.ready.wait(ctx) }
+
+// ParseSignal reads a signal's name, with or without SIG, or its number.
+func ParseSignal(s string) (int, error) {
+	if n, err := strconv.Atoi(s); err == nil && n > 0 && n <= maxSignal {
+		return n, nil
+	}
+	name := strings.ToUpper(s)
+	if !strings.HasPrefix(name, "SIG") {
+		name = "SIG" + name
+	}
+	if n := unix.SignalNum(name); n != 0 {
+		return int(n), nil
+	}
+	return 0, fmt.Errorf("%w: %q is no signal", vm.ErrInvalid, s)
+}
+
+// DialAgent returns a way to reach the agent of a VM that another process
+// runs, through its supervisor.
+func DialAgent(layout paths.Layout, id string) func(context.Context) (net.Conn, error) {
+	return func(ctx context.Context) (net.Conn, error) {
+		path, err := layout.ControlSocket(id)
+		if err != nil {
+			return nil, err
+		}
+		return control.New(path).DialAgent(ctx)
+	}
+}

@@ -1,0 +1,255 @@
+package supervisor
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/fcvm/fcvm/internal/agentapi"
+	"github.com/fcvm/fcvm/internal/agentclient"
+	"github.com/fcvm/fcvm/internal/events"
+	"github.com/fcvm/fcvm/internal/network"
+	"github.com/fcvm/fcvm/internal/vm"
+	"github.com/fcvm/fcvm/internal/vmm"
+)
+
+// startTimeout bounds what a guest that is up takes to carry out its plan, and
+// Podman to start the container: seconds, but minutes where a busy host
+// emulates a guest of a guest.
+const startTimeout = 5 * time.Minute
+
+// instance is one boot of a VM, up to the end of its container.
+type instance struct {
+	*life
+	undo undoStack
+
+	net      network.Attachment
+	machine  vmm.Machine
+	agent    *agentclient.Client
+	stream   *agentclient.Stream
+	out, err io.Writer // of the container
+	gone     *latch    // the container has ended, or never will run
+	logSeen  *latch    // the line that a log gate waits for
+	failure  *latch    // why the VM was ended from outside of it
+}
+
+func (in *instance) openNetwork(ctx context.Context) error {
+	defer in.timer.phase("network")()
+	ports, err := network.ParsePublish(in.ports)
+	if err != nil {
+		return err
+	}
+	b, err := chooseNetwork(in.Networks, in.Spec.Network.Backend)
+	if err != nil {
+		return err
+	}
+	in.net, err = b.Start(ctx, network.Config{ID: in.vm.Record().ID, Ports: ports, Capabilities: in.driver.Capabilities()})
+	if err != nil {
+		return err
+	}
+	in.undo.add("close the network", func(context.Context) error { return in.net.Close() })
+	in.Verbose(fmt.Sprintf("network %s, MTU %d", b.Name(), in.net.MTU()))
+	return in.vm.Update(func(r *vm.Record) error {
+		r.Resolved.Network, r.Resolved.Ports = b.Name(), nil
+		in.life.ports = nil
+		for _, p := range in.net.Ports() {
+			r.Resolved.Ports = append(r.Resolved.Ports, p.String())
+			// A restart takes the same ports of the host again.
+			in.life.ports = append(in.life.ports, fmt.Sprintf("%s:%d/%s", p.HostAddr(), p.GuestPort, p.Protocol))
+		}
+		return nil
+	})
+}
+
+// boot starts the VMM and waits for the guest's agent.
+func (in *instance) boot(ctx context.Context) error {
+	defer in.timer.phase("boot")()
+	task := in.Progress.Task("boot the VM", 0)
+	err := in.bootAgent(ctx)
+	task.Done(err)
+	return err
+}
+
+func (in *instance) bootAgent(ctx context.Context) error {
+	cfg, closeLogs, err := in.machineConfig()
+	if err != nil {
+		return err
+	}
+	defer closeLogs() // the VMM has its own descriptors
+	if in.machine, err = in.driver.Start(ctx, cfg); err != nil {
+		return fmt.Errorf("start the VMM: %w", err)
+	}
+	in.undo.add("end the VMM", func(context.Context) error { return in.machine.Close() })
+	in.signals.setKill(func() { _ = in.machine.Kill(context.WithoutCancel(ctx)) })
+	if err := in.recordVMM(); err != nil {
+		return err
+	}
+	in.agent = agentclient.New(in.machine.Dial)
+	in.undo.add("close the agent channel", func(context.Context) error { in.agent.Close(); return nil })
+
+	limit := in.Spec.BootTimeout
+	if limit == 0 {
+		limit = in.driver.Capabilities().BootTimeout
+	}
+	wait, cancel := untilDone(ctx, in.machine, limit)
+	defer cancel()
+	st, err := in.agent.WaitAgent(wait)
+	if err != nil {
+		return in.bootError(ctx, limit, err)
+	}
+	in.Verbose(fmt.Sprintf("guest agent answered %.2f s after its kernel started", st.Uptime))
+	return nil
+}
+
+// getReady gives the guest its plan and waits until it has done what it says.
+func (in *instance) getReady(ctx context.Context) error {
+	defer in.timer.phase("agent")()
+	wait, cancel := untilDone(ctx, in.machine, startTimeout)
+	defer cancel()
+	if !in.usesMetadata() {
+		if err := in.agent.SendPlan(wait, in.plan()); err != nil {
+			return in.bootError(ctx, startTimeout, err)
+		}
+	}
+	if err := in.agent.WaitReady(wait); err != nil {
+		return in.bootError(ctx, startTimeout, err)
+	}
+	if c, ok := in.machine.(vmm.MetadataClearer); ok && in.usesMetadata() {
+		// The guest has read it. The container need not be able to.
+		return c.ClearMetadata(ctx)
+	}
+	return nil
+}
+
+func (in *instance) startContainer(ctx context.Context) error {
+	defer in.timer.phase("container start")()
+	task := in.Progress.Task("start the container", 0)
+	runs, err := in.attachAndStart(ctx)
+	task.Done(err)
+	if err != nil || !runs {
+		return err
+	}
+	err = in.vm.Update(func(r *vm.Record) error {
+		r.Phases = in.timer.phases
+		return r.Move(vm.StatusRunning, "", time.Now())
+	})
+	if err != nil {
+		return err
+	}
+	in.vm.Tell(events.Started, "")
+	return nil
+}
+
+// attachAndStart reports whether the container runs. One that could not be
+// started is no error yet: the stream's exit says why.
+func (in *instance) attachAndStart(ctx context.Context) (runs bool, err error) {
+	if err := in.openOutput(); err != nil {
+		return false, err
+	}
+	wait, cancel := untilDone(ctx, in.machine, startTimeout)
+	defer cancel()
+	if in.stream, err = in.agent.Attach(wait); err != nil {
+		return false, in.guestError(ctx, err)
+	}
+	in.undo.add("detach", func(context.Context) error { _ = in.stream.Close(); return nil })
+	started, err := in.agent.Start(wait)
+	if err != nil {
+		return false, in.guestError(ctx, err)
+	}
+	return started.PID != 0, nil
+}
+
+// follow passes the container's streams on until it has ended.
+func (in *instance) follow(ctx context.Context) (int, error) {
+	// Signals are the container's from here on.
+	if !in.signals.setForward(func(sig int) { _ = in.stream.Signal(sig) }) {
+		return 0, context.Cause(ctx)
+	}
+	defer in.signals.setForward(nil)
+	ctx = context.WithoutCancel(ctx)
+	if in.Started != nil {
+		in.Started()
+	}
+	watch, stop := context.WithCancel(ctx)
+	defer stop()
+	if in.vm.Record().Status == vm.StatusRunning {
+		go in.watchGate(watch)
+		go in.watchHealth(watch)
+	}
+	exit, err := in.stream.Run(ctx, agentclient.Stdio{
+		Stdin: in.Stdio.In, Stdout: in.out, Stderr: in.err, Resize: in.Stdio.Resize,
+	})
+	in.gone.set(nil)
+	select {
+	case <-in.failure.done:
+		return 0, in.failure.err
+	default:
+	}
+	if in.signals.killed() {
+		return exitKilled, nil
+	}
+	if err != nil {
+		return 0, in.guestError(ctx, err)
+	}
+	if exit.Failed {
+		return exit.Code, &StartError{Args: in.vm.Record().Resolved.Command, Exit: exit}
+	}
+	return exit.Code, nil
+}
+
+// fail ends the VM for a reason that is not its own.
+func (in *instance) fail(err error) {
+	in.failure.set(err)
+	_ = in.machine.Kill(context.Background())
+}
+
+// exitKilled is 128 + SIGKILL.
+const exitKilled = 137
+
+// StartError says that a container, or a command beside it, could not be started.
+type StartError struct {
+	Args []string
+	Exit agentapi.Exit // Code is 125, 126 or 127
+}
+
+func (e *StartError) Error() string {
+	if e.Exit.Code == 125 || len(e.Args) == 0 {
+		return "start the container: " + e.Exit.Error
+	}
+	return fmt.Sprintf("run %q: %s", e.Args[0], e.Exit.Error)
+}
+
+// shutDown lets a guest whose disk is kept write it. The others are ended
+// with their VMM, which is faster.
+func (in *instance) shutDown(ctx context.Context, err error) {
+	in.gone.set(nil)
+	if in.machine == nil || in.agent == nil || in.Spec.Remove || err != nil || in.signals.killed() {
+		return
+	}
+	if in.agent.Shutdown(ctx) != nil {
+		return
+	}
+	select {
+	case <-in.machine.Done():
+	case <-ctx.Done():
+	}
+}
+
+// recordVMM lets the next command end a VMM that outlives this process.
+func (in *instance) recordVMM() error {
+	return in.vm.Update(func(r *vm.Record) error {
+		r.Resolved.VMM = processOf(in.machine.PID())
+		return nil
+	})
+}
+
+func (in *instance) openOutput() error {
+	out, errs, closeLog, err := outputs(in.Spec.Logs, in.Stdio, in.vm.Dir().ContainerLog())
+	if err != nil {
+		return err
+	}
+	in.undo.add("close the log", func(context.Context) error { return closeLog() })
+	in.out, in.err = in.watchOutput(out), in.watchOutput(errs)
+	return nil
+}

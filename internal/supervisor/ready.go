@@ -1,0 +1,187 @@
+package supervisor
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"regexp"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/fcvm/fcvm/internal/agentapi"
+	"github.com/fcvm/fcvm/internal/agentclient"
+	"github.com/fcvm/fcvm/internal/events"
+	"github.com/fcvm/fcvm/internal/vm"
+)
+
+var (
+	// ErrNotReady: the readiness gate did not open in time.
+	ErrNotReady = errors.New("the VM did not get ready")
+
+	errEnded = fmt.Errorf("%w: it has ended", vm.ErrNotRunning)
+)
+
+// maxLogLine bounds what of an output line a log gate looks at, bytes.
+const maxLogLine = 64 << 10
+
+// watchGate waits for the gate, and ends the VM if it does not open in time.
+func (in *instance) watchGate(ctx context.Context) {
+	began := time.Now()
+	g := in.Spec.Gate
+	if err := in.openGate(ctx, g); err != nil {
+		if ctx.Err() == nil {
+			in.fail(fmt.Errorf("%w: %s within %s: %w%s", ErrNotReady, gateText(g), g.Timeout, err, in.consoleText()))
+		}
+		return
+	}
+	if err := in.vm.Update(func(r *vm.Record) error {
+		r.Ready = true
+		if g.Kind != vm.GateStarted {
+			r.Phases = append(r.Phases, vm.Phase{Name: "ready", Duration: time.Since(began)})
+		}
+		return nil
+	}); err != nil {
+		in.Verbose(err.Error())
+	}
+	in.vm.Tell(events.Ready, "")
+	in.ready.set(nil)
+	if in.Ready != nil {
+		in.readyOnce.Do(func() { in.Ready(in.vm.Record().ID) })
+	}
+}
+
+func gateText(g vm.Gate) string { return fmt.Sprintf("no %s=%s", g.Kind, g.Value) }
+
+// openGate returns when the gate is open, or with the last reason why not.
+func (in *instance) openGate(ctx context.Context, g vm.Gate) error {
+	if g.Kind == vm.GateStarted || g.Kind == vm.GateAgent {
+		return nil // it runs, and the agent has answered
+	}
+	ctx, cancel := context.WithTimeout(ctx, g.Timeout)
+	defer cancel()
+	if g.Kind == vm.GateLog {
+		select {
+		case <-in.logSeen.done:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	tick := time.NewTicker(g.Interval)
+	defer tick.Stop()
+	for {
+		err := in.look(ctx, g)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-tick.C:
+		}
+	}
+}
+
+// look tries the gate once.
+func (in *instance) look(ctx context.Context, g vm.Gate) error {
+	switch g.Kind {
+	case vm.GateHTTP:
+		return in.agent.Probe(ctx, agentapi.ProbeRequest{HTTP: g.Value, Timeout: g.Timeout})
+	case vm.GateTCP:
+		port, err := strconv.ParseUint(g.Value, 10, 16)
+		if err != nil {
+			return err
+		}
+		return in.agent.Probe(ctx, agentapi.ProbeRequest{TCP: uint16(port), Timeout: g.Timeout})
+	case vm.GateExec:
+		code, output, err := in.exec(ctx, []string{"/bin/sh", "-c", g.Value})
+		if err == nil && code != 0 {
+			err = fmt.Errorf("it ended with code %d: %s", code, bytes.TrimSpace(output))
+		}
+		return err
+	}
+	return fmt.Errorf("%w: gate %q", vm.ErrInvalid, g.Kind)
+}
+
+// maxCheckOutput bounds what is kept of a check's output, bytes.
+const maxCheckOutput = 4 << 10
+
+// exec runs a command in the container and returns its exit code and the
+// beginning of its output.
+func (in *instance) exec(ctx context.Context, args []string) (int, []byte, error) {
+	s, err := in.agent.Exec(ctx, agentapi.ExecRequest{Args: args})
+	if err != nil {
+		return 0, nil, err
+	}
+	var out limitedBuffer
+	exit, err := s.Run(ctx, agentclient.Stdio{Stdout: &out, Stderr: &out})
+	if err != nil {
+		return 0, nil, err
+	}
+	if exit.Failed {
+		return exit.Code, []byte(exit.Error), nil
+	}
+	return exit.Code, out.b.Bytes(), nil
+}
+
+// limitedBuffer keeps the beginning of what is written to it.
+type limitedBuffer struct{ b bytes.Buffer }
+
+func (l *limitedBuffer) Write(p []byte) (int, error) {
+	l.b.Write(p[:min(len(p), maxCheckOutput-l.b.Len())])
+	return len(p), nil
+}
+
+// watchOutput looks for the line that a log gate waits for in what passes by.
+func (in *instance) watchOutput(w io.Writer) io.Writer {
+	if in.Spec.Gate.Kind != vm.GateLog {
+		return w
+	}
+	re, err := regexp.Compile(in.Spec.Gate.Value)
+	if err != nil {
+		return w // it was checked when it was read
+	}
+	return &lineWatcher{w: w, re: re, seen: in.logSeen}
+}
+
+// lineWatcher passes on what is written to it and looks at its lines.
+type lineWatcher struct {
+	w    io.Writer
+	re   *regexp.Regexp
+	seen *latch
+
+	mu   sync.Mutex
+	line []byte
+	over bool // it was seen: nothing is looked at any more
+}
+
+func (l *lineWatcher) Write(p []byte) (int, error) {
+	l.watch(p)
+	if l.w == nil {
+		return len(p), nil
+	}
+	return l.w.Write(p)
+}
+
+func (l *lineWatcher) watch(p []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for len(p) > 0 && !l.over {
+		part, rest, whole := bytes.Cut(p, []byte("\n"))
+		if room := maxLogLine - len(l.line); room > 0 {
+			l.line = append(l.line, part[:min(len(part), room)]...)
+		}
+		// A line counts before its end: a prompt has none.
+		if l.re.Match(l.line) {
+			l.over = true
+			l.seen.set(nil)
+		}
+		if whole {
+			l.line = l.line[:0]
+		}
+		p = rest
+	}
+}

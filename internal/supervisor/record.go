@@ -1,0 +1,77 @@
+package supervisor
+
+import (
+	"errors"
+	"time"
+
+	"github.com/fcvm/fcvm/internal/control"
+	"github.com/fcvm/fcvm/internal/events"
+	"github.com/fcvm/fcvm/internal/proc"
+	"github.com/fcvm/fcvm/internal/vm"
+)
+
+// stopwatch measures the phases of a start, and keeps what is known before
+// there is a record.
+type stopwatch struct {
+	phases   []vm.Phase
+	resolved vm.Resolved
+}
+
+// phase starts one; the function it returns ends it.
+func (t *stopwatch) phase(name string) func() {
+	start := time.Now()
+	return func() { t.phases = append(t.phases, vm.Phase{Name: name, Duration: time.Since(start)}) }
+}
+
+func processOf(pid int) vm.Process {
+	start, err := proc.StartTime(pid)
+	if err != nil {
+		return vm.Process{} // it has ended already, and shows so elsewhere
+	}
+	return vm.Process{PID: pid, Start: start}
+}
+
+// closeRecord writes how the VM ended, and lets go of it; a VM that was to be
+// removed goes with its directory.
+func (l *life) closeRecord(code int, err error) error {
+	werr := l.vm.Update(func(r *vm.Record) error {
+		r.Phases = l.timer.phases
+		r.Ready, r.Health = false, ""
+		if err != nil {
+			return r.Move(failedFrom(r), firstLine(err), time.Now())
+		}
+		r.ExitCode = &code
+		return r.Move(vm.StatusExited, reasonOf(code, l.signals.killed()), time.Now())
+	})
+	l.mu.Lock()
+	l.ended = control.Ended{ExitCode: code, Reason: l.vm.Record().Reason}
+	if err != nil && code == 0 {
+		l.ended.ExitCode = exitFailed
+	}
+	l.mu.Unlock()
+	l.vm.Tell(events.Stopped, l.vm.Record().Reason)
+	if !l.Spec.Remove {
+		return errors.Join(werr, l.vm.Close())
+	}
+	return l.vm.Remove() // what could not be written goes with it
+}
+
+// exitFailed is what waiters get for a VM that has no container's exit code.
+const exitFailed = 125
+
+// failedFrom: a VM that ran its container has exited, whatever went wrong then.
+func failedFrom(r *vm.Record) vm.Status {
+	for _, e := range r.History {
+		if e.Status == vm.StatusRunning {
+			return vm.StatusExited
+		}
+	}
+	return vm.StatusFailed
+}
+
+// finalRecord is for the caller, even if it is not on disk any more.
+func (l *life) finalRecord() vm.Record {
+	r := l.vm.Record()
+	r.Phases = l.timer.phases
+	return r
+}

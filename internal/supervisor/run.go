@@ -1,0 +1,251 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/fcvm/fcvm/internal/control"
+	"github.com/fcvm/fcvm/internal/events"
+	"github.com/fcvm/fcvm/internal/image"
+	"github.com/fcvm/fcvm/internal/progress"
+	"github.com/fcvm/fcvm/internal/setup"
+	"github.com/fcvm/fcvm/internal/store"
+	"github.com/fcvm/fcvm/internal/vm"
+	"github.com/fcvm/fcvm/internal/vmm"
+)
+
+// endTimeout bounds everything that is done after a VM's end: a guest that
+// does not power off, a backend that does not close.
+const endTimeout = 20 * time.Second
+
+// Pauses between a container's end and its restart: the first, and the longest.
+const (
+	restartPause    = 100 * time.Millisecond
+	maxRestartPause = time.Minute
+	// A container that ran for so long has not failed at once: the pause is
+	// the first again.
+	restartSettled = 10 * time.Second
+)
+
+// life is one run under way, over all its restarts. What one step finds, the
+// later ones use.
+type life struct {
+	Deps
+	Options
+
+	vm        *store.VM
+	timer     stopwatch
+	undo      undoStack
+	signals   *signals
+	driver    vmm.Driver
+	artifacts *setup.Artifacts
+	image     image.Image
+	ports     []string // as for -p; after the first start with the host ports that were chosen
+
+	ready     *latch // the readiness gate is open, or never will be
+	readyOnce sync.Once
+	over      *latch // the VM has ended for good
+
+	mu       sync.Mutex
+	current  *instance // that boots or runs; nil: none
+	stopping bool      // somebody asked for the end: no restart
+	ended    control.Ended
+}
+
+func run(ctx context.Context, d Deps, o Options) (Result, error) {
+	if o.Progress == nil {
+		o.Progress = progress.Discard
+	}
+	if o.Verbose == nil {
+		o.Verbose = func(string) {}
+	}
+	if err := o.Spec.Validate(); err != nil {
+		return Result{}, err
+	}
+	l := &life{
+		Deps: d, Options: o, ports: o.Spec.Network.Publish, ready: newLatch(), over: newLatch(),
+	}
+	ctx, l.signals = watchSignals(ctx, o.Signals)
+	defer l.signals.stop()
+
+	code, err := l.live(ctx)
+	return l.end(ctx, code, err)
+}
+
+// live goes from nothing to the end of the container, and through its restarts.
+func (l *life) live(ctx context.Context) (int, error) {
+	for _, step := range []func(context.Context) error{
+		l.chooseDriver, l.findArtifacts, l.createRecord, l.serveControl, l.getImage,
+	} {
+		if err := step(ctx); err != nil {
+			return 0, err
+		}
+	}
+	pause := restartPause
+	for {
+		began := time.Now()
+		code, err := l.runInstance(ctx)
+		if err != nil || !l.again(code) {
+			return code, err
+		}
+		if time.Since(began) > restartSettled {
+			pause = restartPause
+		}
+		if err := l.pauseBeforeRestart(ctx, code, pause); err != nil {
+			return code, err
+		}
+		pause = min(2*pause, maxRestartPause)
+	}
+}
+
+// again reports whether the container is to be started once more.
+func (l *life) again(code int) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !l.stopping && !l.signals.endAsked() && l.Spec.Restart.Again(code, l.vm.Record().Restarts)
+}
+
+func (l *life) pauseBeforeRestart(ctx context.Context, code int, pause time.Duration) error {
+	l.timer.phases = nil // those of the first start would be added to
+	err := l.vm.Update(func(r *vm.Record) error {
+		r.Restarts++
+		r.Ready, r.Health = false, ""
+		return r.Move(vm.StatusStarting, fmt.Sprintf("restart after the container ended with code %d", code), time.Now())
+	})
+	if err != nil {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(pause):
+		return nil
+	}
+}
+
+// runInstance boots the VM once and follows its container to the end.
+func (l *life) runInstance(ctx context.Context) (code int, err error) {
+	in := &instance{life: l, gone: newLatch(), failure: newLatch(), logSeen: newLatch()}
+	l.setCurrent(in)
+	defer func() {
+		l.setCurrent(nil)
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
+		defer cancel()
+		in.shutDown(end, err)
+		err = errors.Join(err, in.undo.run(end))
+	}()
+	for _, step := range []func(context.Context) error{
+		in.openNetwork, in.layOutDisks, in.boot, in.getReady, in.startContainer,
+	} {
+		if err := step(ctx); err != nil {
+			return 0, err
+		}
+	}
+	return in.follow(ctx)
+}
+
+func (l *life) setCurrent(in *instance) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.current = in
+}
+
+// chooseDriver finds the VMM that the spec asks for, or the first that runs here.
+func (l *life) chooseDriver(ctx context.Context) error {
+	d, a, err := choose(ctx, l.Drivers, l.Spec.Driver)
+	if err != nil {
+		return err
+	}
+	l.driver = d
+	l.Verbose(fmt.Sprintf("driver %s: %s", d.Name(), a.Reason))
+	l.timer.resolved.Driver, l.timer.resolved.DriverReason = d.Name(), a.Reason
+	l.timer.resolved.VMMVersion, l.timer.resolved.Accelerated = a.Version, a.Accelerated
+	return nil
+}
+
+func (l *life) findArtifacts(ctx context.Context) error {
+	a, err := l.Setup.Artifacts(ctx)
+	if err != nil {
+		return err
+	}
+	l.artifacts = a
+	l.Verbose(fmt.Sprintf("kernel %s, guest root %s", a.KernelVersion, a.RootID))
+	return nil
+}
+
+// createRecord takes the name before anything slow is done for it.
+func (l *life) createRecord(context.Context) error {
+	v, err := l.Store.Create(l.Name, l.Spec)
+	if err != nil {
+		return err
+	}
+	l.vm = v
+	l.Verbose(fmt.Sprintf("VM %s (%s) in %s", v.Record().Name, v.Record().ID, v.Dir()))
+	l.vm.Tell(events.Created, "")
+	return v.Update(func(r *vm.Record) error {
+		r.Resolved = l.timer.resolved
+		r.Resolved.KernelID, r.Resolved.RootID = l.artifacts.KernelID, l.artifacts.RootID
+		return r.Move(vm.StatusStarting, "", time.Now())
+	})
+}
+
+// serveControl lets other commands reach this VM from its first moment on.
+func (l *life) serveControl(context.Context) error {
+	path, err := l.Store.Layout().ControlSocket(l.vm.Record().ID)
+	if err != nil {
+		return err
+	}
+	s, err := control.Listen(path, (*commands)(l))
+	if err != nil {
+		return err
+	}
+	l.undo.add("close the control socket", s.Close)
+	return nil
+}
+
+func (l *life) getImage(ctx context.Context) error {
+	defer l.timer.phase("image")()
+	img, err := l.Images.Ensure(ctx, l.Spec.Image, image.EnsureOptions{Pull: l.Pull, Platform: l.Platform, Progress: l.Progress})
+	if err != nil {
+		return err
+	}
+	l.image = img
+	args := command(&l.Spec.Container, &img.Config)
+	if len(args) == 0 {
+		return fmt.Errorf("%w: give one after the image: fcvm run %s COMMAND", ErrNoCommand, l.Spec.Image)
+	}
+	l.Verbose(fmt.Sprintf("image %s (%s), command %q", img.Digest, cachedText(img.Cached), args))
+	return l.vm.Update(func(r *vm.Record) error {
+		r.Resolved.ImageDigest, r.Resolved.Command = img.Digest, args
+		return nil
+	})
+}
+
+func cachedText(cached bool) string {
+	if cached {
+		return "cached"
+	}
+	return "converted"
+}
+
+// end writes the record's last words and lets everybody go.
+func (l *life) end(ctx context.Context, code int, err error) (Result, error) {
+	// A start that a signal has ended fails with whatever it was doing.
+	if sig := interruption(ctx); sig != nil {
+		err = sig
+		code = sig.ExitCode()
+	}
+	l.ready.set(errEnded)
+	if l.vm == nil {
+		return Result{ExitCode: code}, err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
+	defer cancel()
+	recErr := l.closeRecord(code, err)
+	l.over.set(nil)
+	undoErr := l.undo.run(ctx)
+	return Result{ExitCode: code, Record: l.finalRecord()}, errors.Join(err, undoErr, recErr)
+}

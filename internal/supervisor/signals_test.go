@@ -1,0 +1,73 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func newSignals(t *testing.T) (context.Context, *signals) {
+	t.Helper()
+	ctx, s := watchSignals(t.Context(), nil)
+	t.Cleanup(s.stop)
+	return ctx, s
+}
+
+func TestSignalEndsAStart(t *testing.T) {
+	ctx, s := newSignals(t)
+	s.handle(syscall.SIGUSR1, time.Now())
+	if ctx.Err() != nil {
+		t.Fatal("SIGUSR1 ended the start")
+	}
+	s.handle(syscall.SIGTERM, time.Now())
+	var i *Interrupted
+	if !errors.As(context.Cause(ctx), &i) || i.ExitCode() != 143 {
+		t.Errorf("cause %v, want SIGTERM with exit code 143", context.Cause(ctx))
+	}
+	if s.setForward(func(int) {}) {
+		t.Error("the container was given the signals of a start that had ended")
+	}
+}
+
+func TestSecondSignalKills(t *testing.T) {
+	now := time.Now()
+	tests := []struct {
+		name  string
+		first syscall.Signal
+		again syscall.Signal
+		after time.Duration
+		kills bool
+	}{
+		{"within the window", syscall.SIGINT, syscall.SIGTERM, time.Second, true},
+		{"after the window", syscall.SIGINT, syscall.SIGINT, killWindow, false},
+		{"a signal that asks for no end", syscall.SIGINT, syscall.SIGHUP, time.Second, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			ctx, s := newSignals(t)
+			forwarded, killed := make(chan int, 2), make(chan struct{})
+			s.setKill(func() { close(killed) })
+			if !s.setForward(func(sig int) { forwarded <- sig }) {
+				t.Fatal("refused")
+			}
+			s.handle(tt.first, now)
+			if got := <-forwarded; got != int(tt.first) {
+				t.Errorf("the container got signal %d, want %d", got, tt.first)
+			}
+			s.handle(tt.again, now.Add(tt.after))
+			if s.killed() != tt.kills {
+				t.Fatalf("killed: %v, want %v", s.killed(), tt.kills)
+			}
+			if tt.kills {
+				<-killed
+			} else if got := <-forwarded; got != int(tt.again) {
+				t.Errorf("the container got signal %d, want %d", got, tt.again)
+			}
+			if ctx.Err() != nil {
+				t.Error("the run was interrupted")
+			}
+		})
+	}
+}

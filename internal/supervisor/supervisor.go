@@ -1,0 +1,82 @@
+// Package supervisor is one VM's life: it finds or makes everything that a VM
+// needs, starts it in order, stays with it while its container runs, and takes
+// everything down in the opposite order, whatever went wrong where.
+//
+// The order of a start: check the spec, choose the driver, find the artifacts,
+// create the record, get the image, open the network, lay out the disks, start
+// the VMM, wait for the agent, send the plan, attach, start the container.
+// Every step that made something registers how to undo it.
+//
+// A supervisor is a process (`fcvm run`); its VM never outlives it.
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+
+	"github.com/fcvm/fcvm/internal/agentclient"
+	"github.com/fcvm/fcvm/internal/image"
+	"github.com/fcvm/fcvm/internal/network"
+	"github.com/fcvm/fcvm/internal/progress"
+	"github.com/fcvm/fcvm/internal/setup"
+	"github.com/fcvm/fcvm/internal/store"
+	"github.com/fcvm/fcvm/internal/vm"
+	"github.com/fcvm/fcvm/internal/vmm"
+)
+
+// Sentinel errors of a run. Each comes wrapped with what happened and what to do.
+var (
+	// ErrNoDriver: no VMM on this host can run the VM.
+	ErrNoDriver = errors.New("no VMM can run VMs here")
+	// ErrBoot: the guest did not come up.
+	ErrBoot = errors.New("the guest did not come up")
+	// ErrGuest: the guest ended, or stopped making sense, while the container ran.
+	ErrGuest = errors.New("the guest ended before its container")
+	// ErrNoCommand: neither the image nor the command line says what to run.
+	ErrNoCommand = errors.New("no command given, and the image has none")
+)
+
+// Deps is what a supervisor works with.
+type Deps struct {
+	Store    *store.Store
+	Setup    *setup.Setup
+	Images   *image.Store
+	Drivers  []vmm.Driver      // in the order in which "auto" tries them
+	Networks []network.Backend // in the order in which "auto" tries them
+}
+
+// Options is one run.
+type Options struct {
+	Name     string // empty: a random one
+	Spec     vm.Spec
+	Pull     image.Pull
+	Platform string // of the image, as OS/ARCHITECTURE; empty: this machine's
+	Stdio    Stdio
+	Signals  <-chan os.Signal // SIGINT, SIGTERM, …: passed on to the container
+	Progress progress.Reporter
+	Verbose  func(line string) // nil: nobody listens
+	Started  func()            // called when the container runs, before its first output; nil: nobody listens
+	Ready    func(id string)   // called once, when the readiness gate is open; nil: nobody listens
+}
+
+// Stdio is what the container's streams are joined to.
+type Stdio struct {
+	In     io.Reader // nil: no input
+	Out    io.Writer
+	Err    io.Writer
+	Resize <-chan agentclient.Size // sizes of the terminal, the first at once; nil without one
+}
+
+// Result is how a run ended.
+type Result struct {
+	ExitCode int       // the container's; 128+n for a signal; 137 when the VM was killed
+	Record   vm.Record // as it was at the end, with its phases
+}
+
+// Run runs one VM from its creation to its end. It returns an error when fcvm
+// or the guest failed; a container that ran and failed is a Result.
+func Run(ctx context.Context, d Deps, o Options) (Result, error) {
+	return run(ctx, d, o)
+}
