@@ -1,0 +1,113 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fcvm/fcvm/internal/vm"
+)
+
+// detachedEnv tells a run that it is the one in the background, and which
+// descriptor it writes its id to once the VM is ready.
+const (
+	detachedEnv = "FCVM_DETACHED"
+	detachedFD  = 3
+	maxIDLine   = 4096 // bytes
+)
+
+// runDetached starts this program again as a supervisor in a session of its
+// own, and returns when the VM is ready. Until then the supervisor shows
+// progress and errors itself: it has our stderr.
+func (a *app) runDetached(ctx context.Context) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("start the VM in the background: %w", err)
+	}
+	defer func() { _ = r.Close() }()
+	// No context: the VM is not to end with this process.
+	cmd := exec.Command("/proc/self/exe", a.sys.Args...) //nolint:noctx // see above
+	cmd.Args[0] = os.Args[0]
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d", detachedEnv, detachedFD))
+	cmd.Stderr, cmd.ExtraFiles = os.Stderr, []*os.File{w}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = cmd.Start()
+	_ = w.Close()
+	if err != nil {
+		return fmt.Errorf("start the VM in the background: %w", err)
+	}
+	signals, stop := containerSignals()
+	defer stop()
+	done := make(chan struct{})
+	defer close(done)
+	go func() {
+		for {
+			select {
+			case sig := <-signals:
+				_ = cmd.Process.Signal(sig) // one that has ended needs none
+			case <-ctx.Done():
+				_ = cmd.Process.Signal(syscall.SIGTERM)
+				return
+			case <-done:
+				return
+			}
+		}
+	}()
+	id, err := bufio.NewReader(io.LimitReader(r, maxIDLine)).ReadString('\n')
+	if err == nil {
+		_, err = io.WriteString(a.sys.Stdout, id)
+		return err
+	}
+	err = cmd.Wait()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.ExitCode() > 0 {
+		return exitStatus(exit.ExitCode()) // it has said why
+	}
+	return fmt.Errorf("the VM's supervisor ended before the VM was up: %w", errors.Join(err, errors.New("no reason given")))
+}
+
+// isDetached reports whether this process is the run in the background.
+func (s System) isDetached() bool { return s.getenv(detachedEnv) != "" }
+
+// letGo tells the waiting command that the VM is ready, and leaves its
+// terminal and directory.
+func letGo(id string) {
+	status := os.NewFile(detachedFD, "status")
+	_, _ = io.WriteString(status, strings.TrimSpace(id)+"\n") // nobody may be waiting any more
+	_ = status.Close()
+	if null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0); err == nil {
+		for fd := range 3 {
+			_ = unix.Dup3(int(null.Fd()), fd, 0)
+		}
+		_ = null.Close()
+	}
+	_ = os.Chdir("/") // else its file system could not be unmounted
+}
+
+// checkDetached fills in what -d changes, and refuses what it rules out.
+func (o *runOptions) checkDetached(logsGiven bool) error {
+	if !o.detach {
+		return nil
+	}
+	if !logsGiven {
+		o.logs = vm.LogsFile
+	}
+	if o.logs != vm.LogsFile {
+		return fmt.Errorf("%w: --logs %s: the output of a VM in the background goes to its log file", vm.ErrInvalid, o.logs)
+	}
+	return nil
+}
+
+// openEnd is the stdin of a container in the background that wants one: it
+// never ends, and nothing comes from it.
+type openEnd struct{}
+
+func (openEnd) Read([]byte) (int, error) { select {} }

@@ -1,0 +1,115 @@
+package cli
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/fcvm/fcvm/internal/vm"
+)
+
+// maxEnvFile bounds an environment file, bytes. The kernel takes about 2 MiB
+// of environment in all (execve(2)).
+const maxEnvFile = 8 << 20
+
+// environment returns what --env-file and -e give, as KEY=VALUE, the later
+// over the earlier and -e over all files. A name without a value takes it
+// from fcvm's own environment, and is left out when it has none.
+func environment(files, vars []string, lookup func(string) (string, bool)) ([]string, error) {
+	var all []string
+	for _, path := range files {
+		lines, err := readEnvFile(path, lookup)
+		if err != nil {
+			return nil, fmt.Errorf("read --env-file %s: %w", path, err)
+		}
+		all = append(all, lines...)
+	}
+	for _, v := range vars {
+		name, _, given := strings.Cut(v, "=")
+		if name == "" {
+			return nil, fmt.Errorf("%w: --env %q: the variable has no name", vm.ErrInvalid, v)
+		}
+		if given {
+			all = append(all, v)
+		} else if value, ok := lookup(name); ok {
+			all = append(all, name+"="+value)
+		}
+	}
+	return lastOfEach(all), nil
+}
+
+// lastOfEach keeps the last value of each variable, in the order in which
+// they first came.
+func lastOfEach(vars []string) []string {
+	var kept []string
+	index := map[string]int{}
+	for _, v := range vars {
+		name, _, _ := strings.Cut(v, "=")
+		if i, ok := index[name]; ok {
+			kept[i] = v
+			continue
+		}
+		index[name] = len(kept)
+		kept = append(kept, v)
+	}
+	return kept
+}
+
+// readEnvFile reads the format of Docker's --env-file: one KEY=VALUE or KEY
+// per line; white space before a name is dropped, values are taken as they
+// are, without quotes or escapes; empty lines and those that begin with # are
+// left out. See docker/cli, pkg/kvfile.
+func readEnvFile(path string, lookup func(string) (string, bool)) ([]string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	b, err := io.ReadAll(io.LimitReader(f, maxEnvFile+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(b) > maxEnvFile {
+		return nil, fmt.Errorf("%w: it is larger than %d MiB", vm.ErrInvalid, maxEnvFile>>20)
+	}
+	var vars []string
+	for n, line := range bytes.Split(bytes.TrimPrefix(b, []byte("\ufeff")), []byte("\n")) {
+		v, err := parseEnvLine(strings.TrimSuffix(string(line), "\r"), lookup)
+		if err != nil {
+			return nil, fmt.Errorf("%w: line %d: %w", vm.ErrInvalid, n+1, err)
+		}
+		if v != "" {
+			vars = append(vars, v)
+		}
+	}
+	return vars, nil
+}
+
+// parseEnvLine returns KEY=VALUE, or nothing.
+func parseEnvLine(line string, lookup func(string) (string, bool)) (string, error) {
+	if !utf8.ValidString(line) {
+		return "", errors.New("it is not UTF-8")
+	}
+	line = strings.TrimLeftFunc(line, unicode.IsSpace)
+	if line == "" || line[0] == '#' {
+		return "", nil
+	}
+	name, value, given := strings.Cut(line, "=")
+	switch {
+	case name == "":
+		return "", fmt.Errorf("%q has no variable name", line)
+	case strings.ContainsFunc(name, unicode.IsSpace):
+		return "", fmt.Errorf("variable %q has white space in its name", name)
+	case given:
+		return name + "=" + value, nil
+	}
+	if value, ok := lookup(name); ok {
+		return name + "=" + value, nil
+	}
+	return "", nil
+}

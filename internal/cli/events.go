@@ -1,0 +1,84 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fcvm/fcvm/internal/events"
+	"github.com/fcvm/fcvm/internal/vm"
+)
+
+type eventsOptions struct {
+	since  string
+	follow bool
+	vm     string
+}
+
+func newEventsCommand(a *app, run func(context.Context, *app, *eventsOptions) error) *cobra.Command {
+	o := new(eventsOptions)
+	cmd := &cobra.Command{
+		Use:     "events",
+		Short:   "Follow what happens to VMs, as JSON lines",
+		GroupID: groupVMs,
+		Long: `Print what happens to VMs as it happens, one JSON object per line: created,
+started, ready, health, paused, resumed, renamed, stopped, removed.`,
+		Example: `  fcvm events
+  fcvm events --since 10m --follow=false`,
+		Args: noArgs,
+		RunE: interruptible(func(ctx context.Context, _ []string) error { return run(ctx, a, o) }),
+	}
+	cmd.Flags().StringVar(&o.since, "since", "", "begin with events since `TIME`, as 10m or 2006-01-02T15:04:05Z")
+	cmd.Flags().BoolVarP(&o.follow, "follow", "f", true, "go on until interrupted")
+	cmd.Flags().StringVar(&o.vm, "vm", "", "only those of one `VM`, by id or name")
+	return cmd
+}
+
+func runEvents(ctx context.Context, a *app, o *eventsOptions) error {
+	st, err := a.openStore()
+	if err != nil {
+		return err
+	}
+	since, err := parseSince(o, time.Now())
+	if err != nil {
+		return err
+	}
+	log := events.New(st.Layout().Events())
+	out := json.NewEncoder(a.sys.Stdout)
+	show := func(e events.Event) error {
+		if o.vm != "" && e.ID != o.vm && e.Name != o.vm {
+			return nil
+		}
+		return out.Encode(e)
+	}
+	if !o.follow {
+		return log.Read(since, show)
+	}
+	if err := log.Follow(ctx, since, show); err != nil {
+		return err
+	}
+	return errors.Join(context.Cause(ctx))
+}
+
+// parseSince reads a time, or how long ago. Without one a follower begins with
+// what is new, and a reader with all there is.
+func parseSince(o *eventsOptions, now time.Time) (time.Time, error) {
+	if o.since == "" {
+		if o.follow {
+			return now, nil
+		}
+		return time.Time{}, nil
+	}
+	if d, err := time.ParseDuration(o.since); err == nil {
+		return now.Add(-d), nil
+	}
+	t, err := time.Parse(time.RFC3339, o.since)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("%w: --since %q: it is a time like 10m or 2006-01-02T15:04:05Z", vm.ErrInvalid, o.since)
+	}
+	return t, nil
+}

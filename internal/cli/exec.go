@@ -1,0 +1,162 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fcvm/fcvm/internal/agentapi"
+	"github.com/fcvm/fcvm/internal/agentclient"
+	"github.com/fcvm/fcvm/internal/store"
+	"github.com/fcvm/fcvm/internal/supervisor"
+	"github.com/fcvm/fcvm/internal/vm"
+)
+
+type execOptions struct {
+	vm      string
+	command []string
+
+	interactive bool
+	tty         bool
+	env         []string
+	workDir     string
+	user        string
+	detach      bool
+	privileged  bool
+	guest       bool
+}
+
+func newExecCommand(a *app, run func(context.Context, *app, *execOptions) error) *cobra.Command {
+	o := new(execOptions)
+	cmd := &cobra.Command{
+		Use:     "exec [flags] VM COMMAND [ARG...]",
+		Short:   "Run a command in a VM's container",
+		GroupID: groupVMs,
+		Long: `Run a command in the container of a VM, beside what runs there: with its
+environment, its user, its limits and what it sees of the system, as far as
+flags do not say otherwise. The exit code is the command's; it gets the signals
+that fcvm gets, and a hang-up when fcvm ends before it does.
+
+With --guest the command runs in the VM around the container, as root of that
+VM: to look at the container from outside (podman ps), at its kernel (dmesg),
+at its network.`,
+		Example: `  fcvm exec web cat /etc/nginx/nginx.conf
+  fcvm exec -it web sh
+  fcvm exec -u www-data -w /var/www -e DEBUG=1 web ./job
+  fcvm exec --guest -it web bash`,
+		Args:              vmAndCommand,
+		ValidArgsFunction: completeOneVM(a, liveVM),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.vm, o.command = args[0], args[1:]
+			return run(cmd.Context(), a, o)
+		},
+	}
+	f := cmd.Flags()
+	f.SortFlags = false
+	f.SetInterspersed(false) // flags behind the VM are the command's
+	f.BoolVarP(&o.interactive, "interactive", "i", false, "pass stdin to the command")
+	f.BoolVarP(&o.tty, "tty", "t", false, "give the command a terminal")
+	f.StringArrayVarP(&o.env, "env", "e", nil, "set a variable: `KEY=VALUE`, or KEY to take it from here")
+	f.StringVarP(&o.workDir, "workdir", "w", "", "working `DIR` of the command")
+	f.StringVarP(&o.user, "user", "u", "", "run it as `USER[:GROUP]`, names or numbers")
+	f.BoolVarP(&o.detach, "detach", "d", false, "leave it in the background, once it runs")
+	f.BoolVar(&o.privileged, "privileged", false, "give it all capabilities")
+	f.BoolVar(&o.guest, "guest", false, "run it in the VM, not in the container")
+	complete(cmd, "user", cobra.NoFileCompletions)
+	complete(cmd, "env", cobra.NoFileCompletions)
+	complete(cmd, "workdir", cobra.NoFileCompletions)
+	return cmd
+}
+
+func vmAndCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 1 {
+		return &usageError{command: cmd.CommandPath(), err: errors.New("no command given")}
+	}
+	return oneOrMore("VM")(cmd, args)
+}
+
+func liveVM(e store.Entry) bool { return e.Alive }
+
+func runExec(ctx context.Context, a *app, o *execOptions) error {
+	if o.detach && o.interactive {
+		return fmt.Errorf("%w: a command in the background has no stdin: leave out -i or -d", vm.ErrInvalid)
+	}
+	env, err := environment(nil, o.env, a.sys.LookupEnv)
+	if err != nil {
+		return err
+	}
+	client, err := a.agentOf(o.vm)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	c, err := openConsole(a.sys, consoleOptions{interactive: o.interactive, tty: o.tty && !o.detach, quiet: true})
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	size := c.size()
+	stream, err := client.Exec(ctx, agentapi.ExecRequest{
+		Args: o.command, Env: env, WorkDir: o.workDir, User: o.user, Privileged: o.privileged, Guest: o.guest,
+		TTY: o.tty, Stdin: o.interactive, Detach: o.detach, Rows: size.Rows, Cols: size.Cols,
+	})
+	if err != nil {
+		return err
+	}
+	c.started()
+	defer forwardSignals(stream)()
+	exit, err := stream.Run(ctx, agentclient.Stdio{
+		Stdin: c.stdio.In, Stdout: c.stdio.Out, Stderr: c.stdio.Err, Resize: c.stdio.Resize,
+	})
+	c.close()
+	switch {
+	case err != nil:
+		return err
+	case exit.Failed:
+		return &supervisor.StartError{Args: o.command, Exit: exit}
+	case exit.Code != 0:
+		return exitStatus(exit.Code)
+	}
+	return nil
+}
+
+// agentOf returns the agent of a VM that runs.
+func (a *app) agentOf(ref string) (*agentclient.Client, error) {
+	st, err := a.openStore()
+	if err != nil {
+		return nil, err
+	}
+	e, err := st.Find(ref)
+	if err = errors.Join(err, e.Err); err != nil {
+		return nil, err
+	}
+	if !e.Alive {
+		return nil, fmt.Errorf("%w: %s is %s", vm.ErrNotRunning, e.Record.Name, e.Record.Status)
+	}
+	return agentclient.New(supervisor.DialAgent(st.Layout(), e.Record.ID)), nil
+}
+
+// forwardSignals gives the signals of this process to the command.
+func forwardSignals(s *agentclient.Stream) (stop func()) {
+	ch, stopSignals := containerSignals()
+	done := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case sig := <-ch:
+				if n, ok := sig.(syscall.Signal); ok {
+					_ = s.Signal(int(n)) // a command that has ended needs none
+				}
+			case <-done:
+				return
+			}
+		}
+	}()
+	return func() {
+		stopSignals()
+		close(done)
+	}
+}

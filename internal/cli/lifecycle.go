@@ -1,0 +1,122 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fcvm/fcvm/internal/control"
+	"github.com/fcvm/fcvm/internal/store"
+	"github.com/fcvm/fcvm/internal/vm"
+)
+
+// goneTimeout bounds the wait for a supervisor whose VM has ended to be gone.
+const (
+	goneTimeout = 30 * time.Second
+	gonePoll    = 10 * time.Millisecond
+)
+
+// vmsOptions is what commands take that do one thing to several VMs.
+type vmsOptions struct{ vms []string }
+
+// newVMsCommand makes a command that does one thing to several VMs.
+func newVMsCommand(a *app, cmd *cobra.Command, o *vmsOptions, want func(store.Entry) bool, run func(context.Context) error) *cobra.Command {
+	cmd.GroupID = groupVMs
+	cmd.Args = oneOrMore("VM")
+	cmd.ValidArgsFunction = completeVMs(a, want)
+	cmd.RunE = interruptible(func(ctx context.Context, args []string) error {
+		o.vms = args
+		return run(ctx)
+	})
+	return cmd
+}
+
+// eachVM does something to each of the VMs, and prints what it was given of
+// those where it worked. One that fails does not keep it from the others.
+func (a *app) eachVM(ctx context.Context, refs []string, do func(*store.Store, store.Entry) error) error {
+	st, err := a.openStore()
+	if err != nil {
+		return err
+	}
+	var failed []error
+	for _, ref := range refs {
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
+		}
+		e, err := st.Find(ref)
+		if err == nil {
+			err = do(st, e)
+		}
+		if err != nil {
+			failed = append(failed, err)
+			continue
+		}
+		_, _ = fmt.Fprintln(a.sys.Stdout, ref)
+	}
+	return errors.Join(failed...)
+}
+
+// supervisorOf returns a client of the supervisor of a VM that runs.
+func supervisorOf(st *store.Store, e store.Entry) (*control.Client, error) {
+	if !e.Alive {
+		return nil, fmt.Errorf("%w: %s is %s", vm.ErrNotRunning, e.Record.Name, e.Record.Status)
+	}
+	path, err := st.Layout().ControlSocket(e.Record.ID)
+	if err != nil {
+		return nil, err
+	}
+	return control.New(path), nil
+}
+
+// ask has a VM's supervisor do something. what is for messages: "stop".
+func ask(st *store.Store, e store.Entry, what string, do func(*control.Client) error) error {
+	c, err := supervisorOf(st, e)
+	if err == nil {
+		err = do(c)
+	}
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", what, nameOf(e), err)
+	}
+	return nil
+}
+
+// nameOf is what people call a VM; one whose record is broken has only an id.
+func nameOf(e store.Entry) string {
+	if e.Record.Name != "" {
+		return e.Record.Name
+	}
+	return e.Record.ID
+}
+
+// askEnd has a VM end, and returns when its supervisor is gone, too. One that
+// has ended already, or does so meanwhile, is no error.
+func askEnd(ctx context.Context, st *store.Store, e store.Entry, what string, do func(*control.Client) error) error {
+	if !e.Alive {
+		return nil
+	}
+	err := ask(st, e, what, do)
+	if err != nil && !errors.Is(err, control.ErrGone) && !errors.Is(err, vm.ErrNotRunning) {
+		return err
+	}
+	if werr := waitGone(ctx, st, e.Record.ID); werr != nil {
+		return errors.Join(err, fmt.Errorf("%s %s: %w", what, nameOf(e), werr))
+	}
+	return nil
+}
+
+// waitGone waits until nobody holds the VM's lock.
+func waitGone(ctx context.Context, st *store.Store, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, goneTimeout)
+	defer cancel()
+	for st.Alive(id) {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("its supervisor does not end: %w", context.Cause(ctx))
+		case <-time.After(gonePoll):
+		}
+	}
+	return nil
+}

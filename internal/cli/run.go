@@ -1,0 +1,209 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fcvm/fcvm/internal/image"
+	"github.com/fcvm/fcvm/internal/progress"
+	"github.com/fcvm/fcvm/internal/setup"
+	"github.com/fcvm/fcvm/internal/supervisor"
+	"github.com/fcvm/fcvm/internal/vm"
+)
+
+// What a VM has when nothing else is said.
+const (
+	defaultCPUs      = 2
+	defaultMemoryMiB = 512
+)
+
+// runOptions is `fcvm run` as it was typed.
+type runOptions struct {
+	image   string
+	command []string
+
+	name    string
+	labels  []string
+	pull    image.Pull
+	driver  string
+	cpus    int
+	memory  int // MiB
+	init    vm.Init
+	logs    vm.Logs
+	remove  bool
+	network string
+	publish []string
+
+	platform    string
+	bootTimeout time.Duration
+
+	env           []string
+	envFiles      []string
+	workDir       string
+	user          string
+	entrypoint    string
+	hasEntrypoint bool // --entrypoint "" is not the same as none
+	hostname      string
+	privileged    bool
+	readOnly      bool
+	capAdd        []string
+	capDrop       []string
+	tmpfs         []string
+	interactive   bool
+	tty           bool
+
+	detach    bool
+	restart   string
+	waitReady string
+	health    healthOptions
+
+	setup   bool
+	quiet   bool
+	verbose bool
+	timings bool
+}
+
+const runExample = `  fcvm run alpine echo hello
+  fcvm run -it --name box debian bash
+  fcvm run -e POSTGRES_PASSWORD=secret -p 5432:5432 --mem 1g postgres
+  fcvm run --logs both --rm=false oci-archive:app.tar
+  echo '1 + 1' | fcvm run -i python:3-slim python3 -`
+
+func newRunCommand(a *app, run func(context.Context, *app, *runOptions) error) *cobra.Command {
+	o := new(runOptions)
+	cmd := &cobra.Command{
+		Use:     "run [flags] IMAGE [COMMAND [ARG...]]",
+		Short:   "Run a container in a VM of its own",
+		GroupID: groupRun,
+		Long: `Boot a VM, run the image's container in it, and exit with the container's exit
+code. The VM ends with the container, and with this process.
+
+IMAGE is what docker run takes: alpine, ghcr.io/org/app:tag, name@sha256:…; or
+a file: oci-archive:FILE, docker-archive:FILE, oci:DIRECTORY. Flags end at the
+image; what follows is the container's command.
+
+Ctrl-C (SIGINT) and SIGTERM go to the container; the second one within ten
+seconds kills the VM. With -i and -t every key goes to the container.`,
+		Example: runExample,
+		Args:    oneOrMore("image"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.image, o.command = args[0], args[1:]
+			o.hasEntrypoint = cmd.Flags().Changed("entrypoint")
+			if err := o.checkDetached(cmd.Flags().Changed("logs")); err != nil {
+				return err
+			}
+			if !cmd.Flags().Changed("rm") {
+				// A log is of no use to anybody once it is removed with its VM.
+				o.remove = o.logs == vm.LogsStream && o.restart == vm.RestartNo
+			}
+			// Signals are the supervisor's: they go to the container.
+			return run(cmd.Context(), a, o)
+		},
+	}
+	o.register(cmd)
+	return cmd
+}
+
+// register declares the flags in the order in which the help shows them.
+func (o *runOptions) register(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.SortFlags = false
+	f.SetInterspersed(false) // flags behind the image are the container's
+
+	f.StringVar(&o.name, "name", "", "`NAME` of the VM; a random one if not given")
+	f.StringArrayVarP(&o.env, "env", "e", nil, "set a variable: `KEY=VALUE`, or KEY to take it from here")
+	f.StringArrayVar(&o.envFiles, "env-file", nil, "set the variables in `FILE`, one KEY=VALUE per line")
+	f.StringVarP(&o.workDir, "workdir", "w", "", "working `DIR` in the container")
+	f.StringVarP(&o.user, "user", "u", "", "run as `USER[:GROUP]`, by name or number")
+	f.StringVar(&o.entrypoint, "entrypoint", "", "replace the image's entrypoint by `COMMAND`; \"\" for none")
+	f.StringVar(&o.hostname, "hostname", "", "`NAME` that the container has for its host")
+	f.StringArrayVarP(&o.labels, "label", "l", nil, "label the VM and the container: `KEY=VALUE`")
+	f.BoolVarP(&o.detach, "detach", "d", false, "leave the VM in the background once it is ready, and print its id")
+	f.BoolVarP(&o.interactive, "interactive", "i", false, "pass stdin to the container")
+	f.BoolVarP(&o.tty, "tty", "t", false, "give the container a terminal")
+
+	f.BoolVar(&o.privileged, "privileged", false, "give the container all privileges in its VM")
+	f.BoolVar(&o.readOnly, "read-only", false, "make the container's root read-only")
+	f.StringSliceVar(&o.capAdd, "cap-add", nil, "add a Linux `CAPABILITY`")
+	f.StringSliceVar(&o.capDrop, "cap-drop", nil, "drop a Linux `CAPABILITY`")
+	f.StringArrayVar(&o.tmpfs, "tmpfs", nil, "mount a tmpfs: `PATH[:OPTIONS]`")
+
+	o.memory = defaultMemoryMiB
+	f.IntVar(&o.cpus, "cpu", defaultCPUs, "`NUMBER` of virtual CPUs")
+	f.Var(memory{&o.memory}, "mem", "memory of the VM: a number of MiB, or 512m, 2g")
+	addChoice(cmd, newChoice(&o.network, "auto", "usernet", "none"), "network", "how the VM is connected")
+	f.StringArrayVarP(&o.publish, "publish", "p", nil, "publish a port: `[[IP:]HOSTPORT:]PORT`, /udp behind it for UDP")
+	addChoice(cmd, newChoice(&o.pull, image.PullMissing, image.PullAlways, image.PullNever), "pull", "when to ask the registry for the image")
+	f.StringVar(&o.platform, "platform", "", "take the image for `OS/ARCH`")
+	addChoice(cmd, newChoice(&o.driver, "auto", "firecracker", "qemu"), "vmm", "what runs the VM")
+	addChoice(cmd, newChoice(&o.init, vm.InitAgent, vm.InitSystemd), "init", "process 1 of the guest: agent is fast, systemd is a full system")
+	f.DurationVar(&o.bootTimeout, "boot-timeout", 0, "give the guest up after this `TIME`, as 90s or 5m (default depends on the VMM)")
+
+	f.BoolVar(&o.remove, "rm", true, "forget the VM when it has ended; --rm=false, and --logs file or both, keep its record, log and disk")
+	addChoice(cmd, newChoice(&o.logs, vm.LogsStream, vm.LogsFile, vm.LogsBoth), "logs", "where output goes: here, to the VM's log file, or both")
+	f.StringVar(&o.restart, "restart", vm.RestartNo, "start the container again when it ends: no, on-failure[:`N`] or always")
+	f.StringVar(&o.waitReady, "wait-ready", "", "count as ready when: agent, http=`URL`, tcp=PORT, log=REGEX or exec=CMD; [,timeout=5m][,interval=500ms]")
+	o.health.register(f)
+	f.BoolVar(&o.setup, "setup", false, "first install kernel and guest root, if they are missing")
+	f.BoolVarP(&o.quiet, "quiet", "q", false, "show no progress")
+	f.BoolVar(&o.verbose, "verbose", false, "say what is done and why, on stderr")
+	f.BoolVar(&o.timings, "timings", false, "say at the end how long each phase took, on stderr")
+	cmd.MarkFlagsMutuallyExclusive("quiet", "verbose")
+}
+
+func runRun(ctx context.Context, a *app, o *runOptions) error {
+	spec, err := o.spec(a.sys.LookupEnv)
+	if err != nil {
+		return err
+	}
+	if o.detach && !a.sys.isDetached() {
+		return a.runDetached(ctx)
+	}
+	c, err := openConsole(a.sys, consoleOptions{interactive: o.interactive && !o.detach, tty: o.tty && !o.detach, quiet: o.quiet, verbose: o.verbose})
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	d, err := a.deps()
+	if err != nil {
+		return err
+	}
+	if o.setup {
+		if err := untilInterrupted(ctx, func(ctx context.Context) error { return a.setUp(ctx, d.Setup, o.quiet) }); err != nil {
+			return err
+		}
+	}
+
+	signals, stopSignals := containerSignals()
+	defer stopSignals()
+	opts := supervisor.Options{
+		Name: o.name, Spec: spec, Pull: o.pull, Platform: o.platform,
+		Stdio: c.stdio, Signals: signals, Progress: c.reporter, Verbose: c.verbose, Started: c.started,
+	}
+	if o.detach {
+		opts.Ready = letGo
+		if o.interactive {
+			opts.Stdio.In = openEnd{}
+		}
+	}
+	res, err := a.supervise(ctx, d, opts)
+	c.close()
+	if o.timings {
+		printTimings(a.sys.Stderr, res.Record.Phases)
+	}
+	if err == nil && res.ExitCode != 0 {
+		return exitStatus(res.ExitCode)
+	}
+	return err
+}
+
+// setUp installs what every VM starts from, and says nothing when it is there.
+func (a *app) setUp(ctx context.Context, s *setup.Setup, quiet bool) error {
+	if _, err := s.Artifacts(ctx); !errors.Is(err, setup.ErrNotSetUp) {
+		return err
+	}
+	return a.withProgress(quiet, func(rep progress.Reporter) error { return s.All(ctx, setup.AllOptions{}, rep) })
+}

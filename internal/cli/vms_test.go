@@ -1,0 +1,185 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/fcvm/fcvm/internal/logs"
+	"github.com/fcvm/fcvm/internal/vm"
+)
+
+func TestLsListsWhatRunsAndAllWhenAsked(t *testing.T) {
+	h := newHost(t)
+	if out := h.ok("ls"); strings.Count(out, "\n") != 1 || !strings.HasPrefix(out, "ID ") {
+		t.Errorf("an empty list:\n%s", out)
+	}
+	if out := h.ok("ls", "--format", "json"); out != "[]\n" {
+		t.Errorf("an empty list as JSON: %q", out)
+	}
+	spec := defaultSpec()
+	spec.Labels = map[string]string{"k": "v"}
+	live, ended := h.create("live", spec), h.create("gone", spec)
+	h.end(ended, 7)
+
+	out := h.ok("ls")
+	if !strings.Contains(out, live.Record().ID) || strings.Contains(out, "gone") {
+		t.Errorf("ls:\n%s", out)
+	}
+	out = h.ok("ls", "-a")
+	if !strings.Contains(out, "live") || !strings.Contains(out, "exited (7)") {
+		t.Errorf("ls -a:\n%s", out)
+	}
+	if got, want := h.ok("ps", "-q"), live.Record().ID+"\n"; got != want {
+		t.Errorf("ls -q: %q, want %q", got, want)
+	}
+	got := h.ok("ls", "-a", "--format", `{{.Name}}={{.Status}} {{index .Labels "k"}} {{json .Ports}}`)
+	if want := "live=created v null\ngone=exited v null\n"; got != want {
+		t.Errorf("ls by template: %q, want %q", got, want)
+	}
+	var items []vmItem
+	if err := json.Unmarshal([]byte(h.ok("ls", "-a", "--format", "json")), &items); err != nil {
+		t.Fatal(err)
+	}
+	if len(items) != 2 || items[0].PID != os.Getpid() || items[1].PID != 0 || *items[1].ExitCode != 7 {
+		t.Errorf("ls as JSON: %+v", items)
+	}
+}
+
+func TestLsShowsABrokenRecordInsteadOfFailing(t *testing.T) {
+	h := newHost(t)
+	v := h.create("x", defaultSpec())
+	if err := os.WriteFile(h.layout().VM(v.Record().ID).Record(), []byte("{\x1b"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out := h.ok("ls")
+	if !strings.Contains(out, v.Record().ID) || !strings.Contains(out, "broken: ") || strings.Contains(out, "\x1b") {
+		t.Errorf("ls:\n%q", out)
+	}
+	code, _, errs := h.fcvm("inspect", v.Record().ID)
+	if code != exitFailed || !strings.Contains(errs, "broken") {
+		t.Errorf("inspect: code %d, %q", code, errs)
+	}
+}
+
+func TestWrongTemplatesAreSaidBeforeAnythingIsDone(t *testing.T) {
+	h := newHost(t)
+	h.create("x", defaultSpec())
+	for _, args := range [][]string{{"ls", "--format", "{{.Name"}, {"ls", "--format", "{{.Nonsense}}"}, {"version", "--format", "{{"}} {
+		code, out, errs := h.fcvm(args...)
+		if code != exitFailed || out != "" || !strings.HasPrefix(errs, "fcvm: invalid argument: --format: ") {
+			t.Errorf("fcvm %q: code %d, stdout %q, stderr %q", args, code, out, errs)
+		}
+	}
+}
+
+func TestInspectFindsByNameIDAndPrefix(t *testing.T) {
+	h := newHost(t)
+	v := h.create("box", defaultSpec())
+	id := v.Record().ID
+	for _, ref := range []string{"box", id, id[:6]} {
+		var recs []vm.Record
+		if err := json.Unmarshal([]byte(h.ok("inspect", ref)), &recs); err != nil {
+			t.Fatal(err)
+		}
+		if len(recs) != 1 || recs[0].ID != id || recs[0].Spec.Image != "img" {
+			t.Errorf("inspect %s: %+v", ref, recs)
+		}
+	}
+	if got := h.ok("inspect", "--format", "{{.Spec.CPUs}}", "box"); got != fmt.Sprintln(defaultCPUs) {
+		t.Errorf("inspect by template: %q", got)
+	}
+	code, out, errs := h.fcvm("inspect", "--format", "{{.Name}}", "nope", "box")
+	if code != exitFailed || out != "box\n" || !strings.Contains(errs, `no such VM: "nope"`) {
+		t.Errorf("inspect of one that is not there: code %d, stdout %q, stderr %q", code, out, errs)
+	}
+}
+
+func TestRmRemovesWhatHasEndedOnly(t *testing.T) {
+	h := newHost(t)
+	h.create("live", defaultSpec())
+	for _, name := range []string{"a", "b"} {
+		h.end(h.create(name, defaultSpec()), 0)
+	}
+	code, out, errs := h.fcvm("rm", "a", "live", "nope", "b")
+	if code != exitFailed || out != "a\nb\n" {
+		t.Errorf("code %d, stdout %q", code, out)
+	}
+	if !strings.Contains(errs, "remove live: VM is running; stop it first, or remove it with: fcvm rm -f live\n") ||
+		!strings.Contains(errs, `no such VM: "nope"`) {
+		t.Errorf("stderr %q", errs)
+	}
+	if out := h.ok("ls", "-a", "--format", "{{.Name}}"); out != "live\n" {
+		t.Errorf("left: %q", out)
+	}
+}
+
+func TestLogsKeepTheStreamsApart(t *testing.T) {
+	h := newHost(t)
+	spec := defaultSpec()
+	spec.Logs = vm.LogsBoth
+	v := h.create("job", spec)
+	if out := h.ok("logs", "job"); out != "" {
+		t.Errorf("a log that is not there yet: %q", out)
+	}
+	w, err := logs.Create(v.Dir().ContainerLog())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []struct {
+		stream logs.Stream
+		text   string
+	}{{logs.Stdout, "one\x00\n"}, {logs.Stderr, "two\n"}, {logs.Stdout, "three"}} {
+		if _, err := w.Stream(s.stream).Write([]byte(s.text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	code, out, errs := h.fcvm("logs", "job")
+	if code != 0 || out != "one\x00\nthree" || errs != "two\n" {
+		t.Errorf("code %d, stdout %q, stderr %q", code, out, errs)
+	}
+	h.create("silent", defaultSpec())
+	code, _, errs = h.fcvm("logs", "silent")
+	if code != exitFailed || !strings.Contains(errs, "run it with --logs both") {
+		t.Errorf("a VM without a log: code %d, stderr %q", code, errs)
+	}
+}
+
+func TestAgoIsShort(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	for d, want := range map[time.Duration]string{
+		-time.Second: "0 seconds ago", 0: "0 seconds ago", 100 * time.Second: "100 seconds ago", 10 * time.Minute: "10 minutes ago",
+		5 * time.Hour: "5 hours ago", 72 * time.Hour: "3 days ago",
+	} {
+		if got := ago(now.Add(-d), now); got != want {
+			t.Errorf("ago(%s) = %q, want %q", d, got, want)
+		}
+	}
+}
+
+func TestExecNeedsAVMThatRuns(t *testing.T) {
+	h := newHost(t)
+	h.end(h.create("ended", defaultSpec()), 0)
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"exec", "--guest", "ended", "true"}, "VM is not running: ended is exited"},
+		{[]string{"exec", "--guest", "nope", "true"}, `no such VM: "nope"`},
+		{[]string{"exec", "ended", "true"}, "VM is not running: ended is exited"},
+		{[]string{"exec", "-d", "-i", "ended", "true"}, "leave out -i or -d"},
+		{[]string{"exec", "-e", "=x", "ended", "true"}, "has no name"},
+		{[]string{"exec", "--guest", "ended"}, "no command given"},
+	} {
+		code, out, errs := h.fcvm(c.args...)
+		if code != exitFailed || out != "" || !strings.Contains(errs, c.want) {
+			t.Errorf("fcvm %q: code %d, stdout %q, stderr %q; want %q", c.args, code, out, errs, c.want)
+		}
+	}
+}

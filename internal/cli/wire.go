@@ -1,0 +1,109 @@
+package cli
+
+import (
+	"fmt"
+	"path/filepath"
+	"runtime"
+
+	"github.com/fcvm/fcvm/internal/image"
+	"github.com/fcvm/fcvm/internal/network"
+	"github.com/fcvm/fcvm/internal/network/none"
+	"github.com/fcvm/fcvm/internal/network/usernet"
+	"github.com/fcvm/fcvm/internal/paths"
+	"github.com/fcvm/fcvm/internal/setup"
+	"github.com/fcvm/fcvm/internal/store"
+	"github.com/fcvm/fcvm/internal/supervisor"
+	"github.com/fcvm/fcvm/internal/vmm"
+	"github.com/fcvm/fcvm/internal/vmm/firecracker"
+	"github.com/fcvm/fcvm/internal/vmm/kvm"
+	"github.com/fcvm/fcvm/internal/vmm/qemu"
+)
+
+func (a *app) layout() (paths.Layout, error) {
+	return paths.Resolve(a.dataDir, a.sys.getenv, a.sys.UID)
+}
+
+func (a *app) openStore() (*store.Store, error) {
+	l, err := a.layout()
+	if err != nil {
+		return nil, err
+	}
+	s, err := store.Open(l)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errDataDir, err)
+	}
+	return s, nil
+}
+
+func (a *app) openImages() (*image.Store, error) {
+	l, err := a.layout()
+	if err != nil {
+		return nil, err
+	}
+	s, err := image.Open(l.Images())
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errDataDir, err)
+	}
+	return s, nil
+}
+
+func (a *app) openSetup() (*setup.Setup, error) {
+	l, err := a.layout()
+	if err != nil {
+		return nil, err
+	}
+	return newSetup(l), nil
+}
+
+func newSetup(l paths.Layout) *setup.Setup { return setup.New(l, runtime.GOARCH, "") }
+
+// deps opens all that a supervisor works with.
+func (a *app) deps() (supervisor.Deps, error) {
+	st, err := a.openStore()
+	if err != nil {
+		return supervisor.Deps{}, err
+	}
+	images, err := a.openImages()
+	if err != nil {
+		return supervisor.Deps{}, err
+	}
+	return supervisor.Deps{
+		Store: st, Setup: newSetup(st.Layout()), Images: images,
+		Drivers: a.drivers(st.Layout(), kvm.Probe()), Networks: networks(),
+	}, nil
+}
+
+// drivers are all there are, in the order in which "auto" tries them.
+func (a *app) drivers(l paths.Layout, k kvm.Result) []vmm.Driver {
+	return []vmm.Driver{a.firecracker(l, k), a.qemu(k)}
+}
+
+// firecracker is the program that the environment names, else the one that
+// setup has installed, else the one on the PATH.
+func (a *app) firecracker(l paths.Layout, k kvm.Result) vmm.Driver {
+	program := a.sys.getenv("FCVM_FIRECRACKER")
+	if program == "" {
+		program = installedFirecracker(l)
+	}
+	return firecracker.New(program, k)
+}
+
+// qemu is the program that the environment names, else the one on the PATH.
+func (a *app) qemu(k kvm.Result) vmm.Driver {
+	return qemu.New(a.sys.getenv("FCVM_QEMU"), k)
+}
+
+// installedFirecracker is the one that setup has installed, or empty. A broken
+// manifest is reported by those who need more of it.
+func installedFirecracker(l paths.Layout) string {
+	m, err := newSetup(l).Manifest()
+	if err != nil || m.Firecracker == nil || len(m.Firecracker.Files) == 0 {
+		return ""
+	}
+	return filepath.Join(l.Data, m.Firecracker.Files[0].Path)
+}
+
+// networks are all backends, in the order in which "auto" tries them.
+func networks() []network.Backend {
+	return []network.Backend{usernet.New(), none.New()}
+}
