@@ -1,0 +1,245 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/fcvm/fcvm/test/images"
+)
+
+// result of one fcvm command.
+type result struct {
+	stdout, stderr string
+	code           int
+}
+
+// fcvm runs a command to its end.
+func fcvm(t *testing.T, args ...string) result {
+	t.Helper()
+	return fcvmIn(t, nil, args...)
+}
+
+func fcvmIn(t *testing.T, stdin io.Reader, args ...string) result {
+	t.Helper()
+	// A test's own context is over when its clean-up runs.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), runTimeout)
+	defer cancel()
+	cmd := command(ctx, args...)
+	var out, errs bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &out, &errs
+	err := cmd.Run()
+	if ctx.Err() != nil {
+		t.Fatalf("fcvm %q did not end within %s; stderr:\n%s", args, runTimeout, errs.String())
+	}
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatalf("fcvm %q: %v", args, err)
+	}
+	return result{out.String(), errs.String(), cmd.ProcessState.ExitCode()}
+}
+
+// run is `fcvm run` of an image made by package images, on the driver under
+// test. Flags come before the image, which is followed by the command.
+func run(t *testing.T, flags []string, image string, cmd ...string) result {
+	t.Helper()
+	return fcvm(t, runArgs(t, flags, image, cmd...)...)
+}
+
+func runArgs(t testing.TB, flags []string, image string, cmd ...string) []string {
+	t.Helper()
+	args := slices.Concat([]string{"run", "--vmm", env.driver}, flags, []string{archive(t, image)})
+	return append(args, cmd...)
+}
+
+// archive returns the reference of an OCI archive of an image.
+func archive(t testing.TB, name string) string {
+	t.Helper()
+	path, err := images.OCIArchive(t.Context(), env.images, name)
+	if err != nil {
+		t.Fatalf("make the image %s: %v", name, err)
+	}
+	return "oci-archive:" + path
+}
+
+// want fails the test unless the command ended as it should.
+func (r result) want(t *testing.T, code int, stdout string) {
+	t.Helper()
+	if r.code != code || r.stdout != stdout {
+		t.Errorf("exit code %d, stdout %.500q; want %d, %.500q; stderr:\n%s", r.code, r.stdout, code, stdout, r.stderr)
+	}
+}
+
+// wantError fails the test unless fcvm failed and said so in these words.
+func (r result) wantError(t *testing.T, code int, words ...string) {
+	t.Helper()
+	if r.code != code {
+		t.Errorf("exit code %d, want %d; stderr:\n%s", r.code, code, r.stderr)
+	}
+	for _, w := range words {
+		if !strings.Contains(r.stderr, w) {
+			t.Errorf("stderr has no %q:\n%s", w, r.stderr)
+		}
+	}
+	for _, w := range []string{"goroutine ", "panic:", "exit status"} {
+		if strings.Contains(r.stderr, w) {
+			t.Errorf("stderr has %q:\n%s", w, r.stderr)
+		}
+	}
+}
+
+// vmProcess is a foreground `fcvm run` that is under way.
+type vmProcess struct {
+	*exec.Cmd
+	out, errs *syncBuffer
+	done      chan error
+}
+
+// start starts fcvm and leaves it running; the test's end kills it.
+func start(t testing.TB, args ...string) *vmProcess {
+	t.Helper()
+	p := &vmProcess{Cmd: command(context.Background(), args...), out: new(syncBuffer), errs: new(syncBuffer), done: make(chan error, 1)}
+	p.Stdout, p.Stderr = p.out, p.errs
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { p.done <- p.Wait() }()
+	t.Cleanup(func() {
+		_ = p.Process.Kill()
+		select {
+		case <-p.done:
+		case <-time.After(time.Minute):
+			t.Errorf("fcvm %q did not end after SIGKILL", args)
+		}
+	})
+	return p
+}
+
+// waitOutput waits until stdout has the text.
+func (p *vmProcess) waitOutput(t testing.TB, text string) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("%q on stdout", text), func() bool {
+		select {
+		case err := <-p.done:
+			p.done <- err
+			if !strings.Contains(p.out.String(), text) {
+				t.Fatalf("fcvm ended (%v) without %q on stdout: %q; stderr:\n%s", err, text, p.out.String(), p.errs.String())
+			}
+		default:
+		}
+		return strings.Contains(p.out.String(), text)
+	})
+}
+
+// wait waits for the end and returns the exit code.
+func (p *vmProcess) wait(t testing.TB) int {
+	t.Helper()
+	select {
+	case err := <-p.done:
+		p.done <- err
+		return p.ProcessState.ExitCode()
+	case <-time.After(runTimeout):
+		t.Fatalf("fcvm did not end; stderr:\n%s", p.errs.String())
+		return -1
+	}
+}
+
+// eventually waits for something that takes as long as a VM takes.
+func eventually(t testing.TB, what string, is func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(runTimeout)
+	for !is() {
+		if time.Now().After(deadline) {
+			t.Fatalf("no %s within %s", what, runTimeout)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+func decode(b []byte, v any) error {
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("%w in %.200q", err, b)
+	}
+	return nil
+}
+
+// snapshotHost lists what a run could leave on the host.
+func snapshotHost() map[string]bool {
+	found := map[string]bool{}
+	pids, _ := filepath.Glob("/proc/[0-9]*/exe")
+	for _, p := range pids {
+		exe, err := os.Readlink(p)
+		if err != nil {
+			continue
+		}
+		base := filepath.Base(exe)
+		if strings.HasPrefix(base, "qemu-system") || base == "firecracker" || base == "fcvm" {
+			pid, _ := strconv.Atoi(strings.Split(p, "/")[2])
+			found[fmt.Sprintf("process %d: %s", pid, exe)] = true
+		}
+	}
+	links, _ := os.ReadDir("/sys/class/net")
+	for _, l := range links {
+		found["network interface "+l.Name()] = true
+	}
+	mounts, _ := os.ReadFile("/proc/self/mounts")
+	for line := range strings.Lines(string(mounts)) {
+		if strings.Contains(line, env.data) || strings.Contains(line, env.runtime) || strings.Contains(line, "fcvm") {
+			found["mount "+strings.TrimSpace(line)] = true
+		}
+	}
+	for _, dir := range []string{filepath.Join(env.data, "vms"), filepath.Join(env.runtime, "vms")} {
+		entries, _ := os.ReadDir(dir)
+		for _, e := range entries {
+			found["file "+filepath.Join(dir, e.Name())] = true
+		}
+	}
+	return found
+}
+
+// leftovers is what is there now and was not there before. What is on its way
+// out gets a moment.
+func leftovers(before map[string]bool) []string {
+	var left []string
+	for range 50 {
+		left = nil
+		for what := range snapshotHost() {
+			// Other programs of this host may be at work meanwhile.
+			if !before[what] && ours(what) {
+				left = append(left, what)
+			}
+		}
+		if len(left) == 0 {
+			return nil
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	slices.Sort(left)
+	return left
+}
+
+// ours leaves out processes that no fcvm of this test started.
+func ours(what string) bool {
+	pid, ok := strings.CutPrefix(what, "process ")
+	if !ok {
+		return true
+	}
+	pid, _, _ = strings.Cut(pid, ":")
+	environ, err := os.ReadFile("/proc/" + pid + "/environ")
+	if err != nil {
+		return false
+	}
+	cwd, _ := os.Readlink("/proc/" + pid + "/cwd")
+	return bytes.Contains(environ, []byte("FCVM_RUNTIME_DIR="+env.runtime+"\x00")) || strings.HasPrefix(cwd, env.data)
+}

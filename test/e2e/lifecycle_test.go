@@ -1,0 +1,161 @@
+package e2e
+
+import (
+	"encoding/json"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// detach starts a VM in the background and returns its id; the test's end
+// removes it.
+func detach(t *testing.T, flags []string, image string, cmd ...string) string {
+	t.Helper()
+	r := run(t, append([]string{"-d"}, flags...), image, cmd...)
+	id := strings.TrimSpace(r.stdout)
+	if r.code != 0 || !regexp.MustCompile(`^[0-9a-f]{12}$`).MatchString(id) {
+		t.Fatalf("run -d: exit code %d, stdout %q; stderr:\n%s", r.code, r.stdout, r.stderr)
+	}
+	t.Cleanup(func() { fcvm(t, "rm", "-f", id) })
+	return id
+}
+
+// status is what inspect says of a VM.
+func status(t *testing.T, vm string) (s struct {
+	Status   string `json:"status"`
+	Ready    bool   `json:"ready"`
+	Health   string `json:"health"`
+	Restarts int    `json:"restarts"`
+	ExitCode *int   `json:"exit_code"`
+},
+) {
+	t.Helper()
+	r := fcvm(t, "inspect", vm)
+	list := []json.RawMessage{}
+	if r.code != 0 || decode([]byte(r.stdout), &list) != nil || len(list) != 1 || decode(list[0], &s) != nil {
+		t.Fatalf("inspect %s: exit code %d, %s; stderr:\n%s", vm, r.code, r.stdout, r.stderr)
+	}
+	return s
+}
+
+// handlesTERM is a container that is ready for its stop signal once it has
+// written "up".
+const handlesTERM = `trap "echo bye; exit 4" TERM; echo up; while :; do sleep 0.1; done`
+
+func TestDetachedLife(t *testing.T) {
+	id := detach(t, []string{"--name", "life", "--wait-ready", "log=^up"}, "busybox", "sh", "-c", handlesTERM)
+	if s := status(t, "life"); s.Status != "running" || !s.Ready {
+		t.Errorf("after run -d: %+v; want it running and ready", s)
+	}
+	fcvm(t, "wait", "--ready", "life").want(t, 0, "")
+
+	fcvm(t, "pause", "life").want(t, 0, "life\n")
+	fcvm(t, "pause", id).want(t, 0, id+"\n") // once more is no error
+	if s := status(t, id[:6]); s.Status != "paused" {
+		t.Errorf("after pause: %+v", s)
+	}
+	fcvm(t, "exec", "--guest", "life", "true").wantError(t, 125, "paused")
+	fcvm(t, "resume", "life").want(t, 0, "life\n")
+	fcvm(t, "resume", "life").want(t, 0, "life\n")
+
+	fcvm(t, "rename", "life", "afterlife").want(t, 0, "")
+	fcvm(t, "stop", "life").wantError(t, 125, "no such VM", "life")
+	fcvm(t, "rm", "afterlife").wantError(t, 125, "running", "rm -f")
+
+	waiting := start(t, "wait", "afterlife")
+	time.Sleep(200 * time.Millisecond)
+	fcvm(t, "stop", "afterlife").want(t, 0, "afterlife\n")
+	if code := waiting.wait(t); code != 0 || waiting.out.String() != "4\n" {
+		t.Errorf("wait: exit code %d, %q; want the container's exit code; stderr:\n%s", code, waiting.out.String(), waiting.errs.String())
+	}
+	fcvm(t, "stop", "afterlife").want(t, 0, "afterlife\n")
+	fcvm(t, "kill", "afterlife").want(t, 0, "afterlife\n")
+	fcvm(t, "kill", "-s", "HUP", "afterlife").wantError(t, 125, "not running")
+	fcvm(t, "wait", "afterlife").want(t, 0, "4\n")
+	fcvm(t, "logs", "afterlife").want(t, 0, "up\nbye\n")
+	fcvm(t, "rename", "afterlife", "ghost").want(t, 0, "")
+	fcvm(t, "rm", "ghost").want(t, 0, "ghost\n")
+	fcvm(t, "rm", "ghost").wantError(t, 125, "no such VM")
+
+	var kinds []string
+	for line := range strings.Lines(fcvm(t, "events", "--follow=false", "--vm", id).stdout) {
+		var e struct{ Event string }
+		if err := decode([]byte(line), &e); err != nil {
+			t.Fatal(err)
+		}
+		kinds = append(kinds, e.Event)
+	}
+	const want = "created started ready paused resumed renamed stopped renamed removed"
+	if got := strings.Join(kinds, " "); got != want {
+		t.Errorf("events %q, want %q", got, want)
+	}
+}
+
+func TestStopThatIsIgnored(t *testing.T) {
+	detach(t, []string{"--name", "deaf"}, "busybox", "sh", "-c", `trap "" TERM; while :; do sleep 0.1; done`)
+	began := time.Now()
+	fcvm(t, "stop", "--time", "1", "deaf").want(t, 0, "deaf\n")
+	t.Logf("stopped after %s", time.Since(began))
+	fcvm(t, "wait", "deaf").want(t, 0, "137\n")
+}
+
+func TestDetachedFailures(t *testing.T) {
+	run(t, []string{"-d", "--name", "x", "--rm"}, "busybox", "no-such-command").wantError(t, 127, "no-such-command")
+	r := run(t, []string{"-d", "--rm", "--wait-ready", "tcp=7,timeout=2s"}, "busybox", "sleep", "1000")
+	r.wantError(t, 125, "did not get ready", "tcp=7")
+	if r := fcvm(t, "ls", "-aq"); r.stdout != "" {
+		t.Errorf("left after failed starts: %q", r.stdout)
+	}
+}
+
+func TestGates(t *testing.T) {
+	serve := "mkdir /tmp/www; echo ok > /tmp/www/index.html; httpd -f -p 8080 -h /tmp/www"
+	for _, gate := range []string{"http=http://localhost:8080/", "tcp=8080", "agent"} {
+		t.Run(gate, func(t *testing.T) {
+			id := detach(t, []string{"--wait-ready", gate}, "busybox", "sh", "-c", "sleep 1; "+serve)
+			if s := status(t, id); !s.Ready {
+				t.Errorf("not ready: %+v", s)
+			}
+		})
+	}
+}
+
+func TestRestartOnFailure(t *testing.T) {
+	r := run(t, []string{"--name", "again", "--restart", "on-failure:1", "--logs", "both"}, "busybox", "sh", "-c", "echo turn; exit 3")
+	t.Cleanup(func() { fcvm(t, "rm", "-f", "again") })
+	r.want(t, 3, "turn\nturn\n")
+	if s := status(t, "again"); s.Restarts != 1 || s.ExitCode == nil || *s.ExitCode != 3 {
+		t.Errorf("%+v; want one restart and exit code 3", s)
+	}
+}
+
+func TestRemoveForced(t *testing.T) {
+	id := detach(t, []string{"--name", "doomed"}, "busybox", "sleep", "1000")
+	fcvm(t, "rm", "-f", "doomed", "no-such-vm").want(t, 0, "doomed\n")
+	fcvm(t, "inspect", id).wantError(t, 125, "no such VM")
+}
+
+// TestDetachedSupervisorIsKilled: a VM in the background ends with its
+// supervisor, and the next command says so.
+func TestDetachedSupervisorIsKilled(t *testing.T) {
+	before := snapshotHost()
+	id := detach(t, []string{"--name", "orphan"}, "busybox", "sleep", "1000")
+	var records []struct {
+		Supervisor struct{ PID int }
+	}
+	if err := decode([]byte(fcvm(t, "inspect", id).stdout), &records); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(records[0].Supervisor.PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "failed VM", func() bool { return status(t, id).Status == "failed" })
+	fcvm(t, "stop", "orphan").want(t, 0, "orphan\n")
+	fcvm(t, "wait", "orphan").want(t, 0, "125\n")
+	fcvm(t, "rm", "orphan").want(t, 0, "orphan\n")
+	if left := leftovers(before); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
+}

@@ -1,0 +1,38 @@
+// Package labapi is what the lab's host side and its first process (lab/guest)
+// say to each other: the job goes in as a file on a disk, its output and its
+// exit come back as frames (package agentapi) on a virtio-serial port.
+package labapi
+
+// PortName is the virtio-serial port's.
+const PortName = "fcvm.lab"
+
+// JobFile is the job's file on the payload disk, JSON of Job.
+const JobFile = "job.json"
+
+// Disks, in this order: vda, vdb, …
+const (
+	DiskRoot    = iota // Debian, read-only
+	DiskPayload        // job.json, bin/, work/; read-only
+	DiskScratch        // empty ext4; every write in the lab goes to it
+	DiskData           // fcvm's data directory, read-only; there only with Job.Data
+)
+
+// Places in the lab. All are writable.
+const (
+	PayloadDir = "/lab"
+	BinDir     = PayloadDir + "/bin"  // fcvm, fc-agent, firecracker, …
+	WorkDir    = PayloadDir + "/work" // the job's working directory
+	DataDir    = "/var/lib/fcvm"
+)
+
+// UserID is the ordinary user's.
+const UserID = 1000
+
+// Job is what the lab runs.
+type Job struct {
+	Args    []string `json:"args"` // a program, looked for in BinDir first, and its arguments
+	Env     []string `json:"env"`
+	User    bool     `json:"user"`    // as UserID rather than root
+	Data    bool     `json:"data"`    // there is a data disk
+	Verbose bool     `json:"verbose"` // say on stderr how far the lab is
+}
