@@ -19,17 +19,20 @@ type apt struct {
 	suite   string // the host's codename
 }
 
-// privateApt makes an apt in dir with the archive that the host's apt uses
-// and, on Debian 12, its backports.
-func privateApt(ctx context.Context, dir string) (*apt, error) {
+// newerSuite has, for a release whose own QEMU is too old, one that will do.
+var newerSuite = map[string]string{"bookworm": "trixie"}
+
+// privateApt makes an apt in dir with the archive that the host's apt uses: the
+// host's release, and with newer also one that has a newer QEMU.
+func privateApt(ctx context.Context, dir string, newer bool) (*apt, error) {
 	a := &apt{dir: dir}
 	var err error
 	if a.sources, a.suite, err = hostArchive(ctx); err != nil {
 		return nil, err
 	}
 	list := a.sources
-	if a.suite == "bookworm" { // whose own QEMU is too old
-		list += strings.Replace(a.sources, " bookworm ", " bookworm-backports ", 1)
+	if suite := newerSuite[a.suite]; newer && suite != "" {
+		list += strings.Replace(a.sources, " "+a.suite+" ", " "+suite+" ", 1)
 	}
 	for _, d := range []string{"state/lists/partial", "cache/archives/partial"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
@@ -39,17 +42,17 @@ func privateApt(ctx context.Context, dir string) (*apt, error) {
 	if err := os.WriteFile(filepath.Join(dir, "sources.list"), []byte(list), 0o644); err != nil {
 		return nil, err
 	}
-	_, err = output(ctx, dir, "apt-get", a.args("/var/lib/dpkg/status", "update", "-q")...)
+	_, err = output(ctx, dir, "apt-get", a.args("update", "-q")...)
 	return a, err
 }
 
-// args puts the options before an apt-get command. status is the file that
-// says what is installed already.
-func (a *apt) args(status string, args ...string) []string {
+// args puts the options before an apt-get command. To this apt nothing is
+// installed: what it plans is all that a package needs.
+func (a *apt) args(args ...string) []string {
 	return append([]string{
 		"-o", "Dir::Etc::sourcelist=" + filepath.Join(a.dir, "sources.list"), "-o", "Dir::Etc::sourceparts=-",
 		"-o", "Dir::State=" + filepath.Join(a.dir, "state"), "-o", "Dir::Cache=" + filepath.Join(a.dir, "cache"),
-		"-o", "Dir::State::status=" + status, "-o", "APT::Sandbox::User=",
+		"-o", "Dir::State::status=/dev/null", "-o", "APT::Sandbox::User=",
 	}, args...)
 }
 
@@ -65,7 +68,7 @@ func hostArchive(ctx context.Context) (source, suite string, err error) {
 	}
 	m := regexp.MustCompile(`(?m)^VERSION_CODENAME="?(\w+)"?$`).FindSubmatch(release)
 	if m == nil {
-		return "", "", errors.New("the host is no Debian: give QEMU 10 or newer with -qemu")
+		return "", "", errors.New("the host is no Debian: give a newer QEMU with -qemu")
 	}
 	suite = string(m[1])
 	out, err := output(ctx, "/", "apt-get", "indextargets", "--format", archiveTargets)
@@ -88,11 +91,10 @@ func hostArchive(ctx context.Context) (source, suite string, err error) {
 
 var planned = regexp.MustCompile(`^Inst (\S+) (?:\[\S*\] )?\((\S+) `)
 
-// plan returns the packages (name=version) that apt would install for what is
-// asked for, on a host on which is installed what status says.
-func (a *apt) plan(ctx context.Context, status string, install ...string) ([]string, error) {
+// plan returns the packages (name=version) that make up what is asked for.
+func (a *apt) plan(ctx context.Context, install ...string) ([]string, error) {
 	args := append([]string{"install", "-s", "-q", "--no-install-recommends"}, install...)
-	out, err := output(ctx, a.dir, "apt-get", a.args(status, args...)...)
+	out, err := output(ctx, a.dir, "apt-get", a.args(args...)...)
 	if err != nil {
 		return nil, err
 	}
@@ -112,7 +114,7 @@ func (a *apt) unpack(ctx context.Context, root string, packages []string) error 
 		return err
 	}
 	defer func() { _ = os.RemoveAll(debs) }()
-	if _, err := output(ctx, debs, "apt-get", a.args("/var/lib/dpkg/status", append([]string{"download", "-q"}, packages...)...)...); err != nil {
+	if _, err := output(ctx, debs, "apt-get", a.args(append([]string{"download", "-q"}, packages...)...)...); err != nil {
 		return err
 	}
 	files, err := filepath.Glob(filepath.Join(debs, "*.deb"))

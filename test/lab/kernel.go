@@ -44,12 +44,11 @@ func fetchKernel(ctx context.Context, dir string) error {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(work) }()
-	a, err := privateApt(ctx, work)
+	a, err := privateApt(ctx, work, false)
 	if err != nil {
 		return err
 	}
-	// As if nothing were installed: a host that has this kernel needs it, too.
-	packages, err := a.plan(ctx, "/dev/null", "linux-image-cloud-amd64/"+a.suite)
+	packages, err := a.plan(ctx, "linux-image-cloud-amd64/"+a.suite)
 	if err != nil {
 		return err
 	}

@@ -87,7 +87,8 @@ func (l *lab) run(ctx context.Context, work string) (int, error) {
 	}
 	defer func() { _ = log.Close() }()
 	p, err := launch.Direct{}.Launch(ctx, vmm.Command{
-		Path: l.qemu.path, Args: l.args(), Env: l.qemu.env(), Dir: work, Stdout: log, Stderr: log, Extra: []*os.File{theirs},
+		Path: l.qemu.command[0], Args: append(l.qemu.command[1:len(l.qemu.command):len(l.qemu.command)], l.args()...),
+		Env: []string{"PATH=/usr/bin:/bin"}, Dir: work, Stdout: log, Stderr: log, Extra: []*os.File{theirs},
 	})
 	_ = theirs.Close()
 	if err != nil {

@@ -9,8 +9,8 @@
 //	/tmp/lab -data DIR -- /tmp/fc.test -test.v
 //
 // (go run would do as well, but ends with 1 for every other code than 0.)
-// It needs QEMU 10, which it takes from the distribution's packages when the
-// host's own is older, and what it takes to build a Debian root (mmdebstrap);
+// It needs a new QEMU (see minQEMU), which it takes from the distribution's
+// packages when the host's own is older, and what it takes to build a Debian root (mmdebstrap);
 // both are kept in a cache directory. Nothing needs root.
 package main
 
@@ -79,7 +79,7 @@ func parse(args []string) (options, error) {
 	f := flag.NewFlagSet("lab", flag.ContinueOnError)
 	f.StringVar(&o.data, "data", os.Getenv("FCVM_TEST_DATA"), "fcvm's data `directory`, as fcvm setup has filled it")
 	f.StringVar(&o.firecracker, "firecracker", os.Getenv("FCVM_FIRECRACKER"), "Firecracker's `path`; default: on the PATH")
-	f.StringVar(&o.qemu, "qemu", os.Getenv("FCVM_LAB_QEMU"), "`path` of a QEMU 10 or newer; default: on the PATH, else fetched")
+	f.StringVar(&o.qemu, "qemu", os.Getenv("FCVM_LAB_QEMU"), "`path` of a new enough QEMU; default: on the PATH, else fetched")
 	f.StringVar(&o.cache, "cache", os.Getenv("FCVM_LAB_CACHE"), "`directory` for what is built once; default: the user's cache")
 	f.BoolVar(&o.user, "user", false, "run the program as an ordinary user")
 	f.IntVar(&o.memory, "mem", 3000, "the lab's memory, `MiB`")

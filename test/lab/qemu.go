@@ -7,36 +7,40 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
-	"strings"
 )
 
 // minQEMU is the oldest QEMU that emulates AMD's nested paging well enough:
-// 7.2 hangs.
-const minQEMU = 10
+// 7.2 hangs, and with 10.0.2 a guest in three is reset in mid-run.
+var minQEMU = version{10, 0, 13}
 
-// qemu is a program and what it needs to run from where it was unpacked.
+// version is major, minor and micro.
+type version [3]int
+
+func (v version) String() string { return fmt.Sprintf("%d.%d.%d", v[0], v[1], v[2]) }
+
+// qemu is a program, and what it needs to run from where it was unpacked.
 type qemu struct {
-	path string
-	libs string // LD_LIBRARY_PATH; empty: the host's own
-	data []string
+	command []string // with the dynamic loader in front of an unpacked one
+	data    []string
 }
 
 // findQEMU returns the one that is asked for, or the host's if it is new
 // enough, or one from the distribution's packages.
 func findQEMU(ctx context.Context, c *cache, path string) (qemu, error) {
 	if path != "" {
-		q := qemu{path: path}
+		q := qemu{command: []string{path}}
 		return q, q.check(ctx)
 	}
 	if p, err := exec.LookPath("qemu-system-x86_64"); err == nil {
-		if q := (qemu{path: p}); q.check(ctx) == nil {
+		if q := (qemu{command: []string{p}}); q.check(ctx) == nil {
 			return q, nil
 		}
 	}
-	dir, err := c.get("qemu", "1", func(dir string) error { return fetchQEMU(ctx, dir) })
+	dir, err := c.get("qemu", minQEMU.String(), func(dir string) error { return fetchQEMU(ctx, dir) })
 	if err != nil {
-		return qemu{}, fmt.Errorf("%w\n(or give QEMU %d or newer with -qemu)", err, minQEMU)
+		return qemu{}, fmt.Errorf("%w\n(or give QEMU %s or newer with -qemu)", err, minQEMU)
 	}
 	q := unpackedQEMU(dir)
 	return q, q.check(ctx)
@@ -44,31 +48,29 @@ func findQEMU(ctx context.Context, c *cache, path string) (qemu, error) {
 
 func unpackedQEMU(dir string) qemu {
 	usr := filepath.Join(dir, "usr")
+	libs := filepath.Join(usr, "lib", "x86_64-linux-gnu")
 	return qemu{
-		path: filepath.Join(usr, "bin", "qemu-system-x86_64"),
-		libs: strings.Join([]string{
-			filepath.Join(usr, "lib", "x86_64-linux-gnu"), filepath.Join(dir, "lib", "x86_64-linux-gnu"),
-		}, ":"),
+		command: []string{
+			filepath.Join(libs, "ld-linux-x86-64.so.2"), "--library-path", libs,
+			filepath.Join(usr, "bin", "qemu-system-x86_64"),
+		},
 		data: []string{filepath.Join(usr, "share", "qemu"), filepath.Join(usr, "share", "seabios")},
 	}
 }
 
-// fetchQEMU unpacks QEMU and those of the libraries that the host lacks.
+// fetchQEMU unpacks QEMU and all that it is linked with, down to the C library:
+// it may come from a later release of the distribution than the host is.
 func fetchQEMU(ctx context.Context, dir string) error {
 	work, err := os.MkdirTemp(dir, "apt-")
 	if err != nil {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(work) }()
-	a, err := privateApt(ctx, work)
+	a, err := privateApt(ctx, work, true)
 	if err != nil {
 		return err
 	}
-	install := "qemu-system-x86"
-	if a.suite == "bookworm" {
-		install += "/bookworm-backports"
-	}
-	packages, err := a.plan(ctx, "/var/lib/dpkg/status", install)
+	packages, err := a.plan(ctx, "qemu-system-x86")
 	if err != nil {
 		return err
 	}
@@ -81,29 +83,27 @@ func fetchQEMU(ctx context.Context, dir string) error {
 	return unpackedQEMU(dir).check(ctx)
 }
 
-var qemuVersion = regexp.MustCompile(`version (\d+)\.\d+`)
+var qemuVersion = regexp.MustCompile(`version (\d+)\.(\d+)\.(\d+)`)
 
 func (q qemu) check(ctx context.Context) error {
-	cmd, explain := command(ctx, "/", q.path, "--version")
-	cmd.Env = q.env()
+	cmd, explain := command(ctx, "/", q.command[0], append(q.command[1:len(q.command):len(q.command)], "--version")...)
 	out, err := cmd.Output()
 	if err != nil {
 		return explain(err)
 	}
+	program := q.command[len(q.command)-1]
 	m := qemuVersion.FindSubmatch(out)
 	if m == nil {
-		return fmt.Errorf("%s --version says %.40q", q.path, out)
+		return fmt.Errorf("%s --version says %.40q", program, out)
 	}
-	if major, err := strconv.Atoi(string(m[1])); err != nil || major < minQEMU {
-		return fmt.Errorf("%s is QEMU %s; the lab needs %d or newer", q.path, m[1], minQEMU)
+	var v version
+	for i := range v {
+		if v[i], err = strconv.Atoi(string(m[i+1])); err != nil {
+			return fmt.Errorf("%s --version says %.40q", program, out)
+		}
+	}
+	if slices.Compare(v[:], minQEMU[:]) < 0 {
+		return fmt.Errorf("%s is QEMU %s; the lab needs %s or newer", program, v, minQEMU)
 	}
 	return nil
-}
-
-func (q qemu) env() []string {
-	env := []string{"PATH=/usr/bin:/bin"}
-	if q.libs != "" {
-		env = append(env, "LD_LIBRARY_PATH="+q.libs)
-	}
-	return env
 }
