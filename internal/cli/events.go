@@ -3,14 +3,11 @@ package cli
 import (
 	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/fcvm/fcvm/internal/events"
-	"github.com/fcvm/fcvm/internal/vm"
 )
 
 type eventsOptions struct {
@@ -61,7 +58,7 @@ func runEvents(ctx context.Context, a *app, o *eventsOptions) error {
 	if err := log.Follow(ctx, since, show); err != nil {
 		return err
 	}
-	return errors.Join(context.Cause(ctx))
+	return context.Cause(ctx)
 }
 
 // parseSince reads a time, or how long ago. Without one a follower begins with
@@ -73,12 +70,5 @@ func parseSince(o *eventsOptions, now time.Time) (time.Time, error) {
 		}
 		return time.Time{}, nil
 	}
-	if d, err := time.ParseDuration(o.since); err == nil {
-		return now.Add(-d), nil
-	}
-	t, err := time.Parse(time.RFC3339, o.since)
-	if err != nil {
-		return time.Time{}, fmt.Errorf("%w: --since %q: it is a time like 10m or 2006-01-02T15:04:05Z", vm.ErrInvalid, o.since)
-	}
-	return t, nil
+	return parseTime("--since", o.since, now)
 }

@@ -73,7 +73,7 @@ func TestRunHasTheFlagsThatWerePromised(t *testing.T) {
 	})
 	want := strings.Fields(`name env,-e env-file workdir,-w user,-u entrypoint hostname label,-l detach,-d interactive,-i tty,-t
 		privileged read-only cap-add cap-drop tmpfs cpu mem network publish,-p pull platform vmm init boot-timeout
-		rm logs restart wait-ready health-cmd health-interval health-timeout health-start-period health-retries
+		rm logs log-size restart wait-ready health-cmd health-interval health-timeout health-start-period health-retries
 		no-healthcheck setup quiet,-q verbose timings`)
 	if !slices.Equal(got, want) {
 		t.Errorf("flags\n%q\nwant\n%q", got, want)

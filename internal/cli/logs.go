@@ -4,8 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
+	"math"
+	"strconv"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -14,26 +15,62 @@ import (
 	"github.com/fcvm/fcvm/internal/vm"
 )
 
-type logsOptions struct{ vm string }
+// logsPoll is how often a follower looks for more.
+const logsPoll = 100 * time.Millisecond
+
+// allLines is --tail without a limit.
+const allLines = math.MaxInt
+
+type logsOptions struct {
+	vm         string
+	follow     bool
+	tail       string
+	since      string
+	until      string
+	timestamps bool
+	console    bool
+}
 
 func newLogsCommand(a *app, run func(context.Context, *app, *logsOptions) error) *cobra.Command {
 	o := new(logsOptions)
-	return &cobra.Command{
-		Use:     "logs VM",
+	cmd := &cobra.Command{
+		Use:     "logs [flags] VM",
 		Short:   "Print what a container has written",
 		GroupID: groupVMs,
 		Long: `Print the output of a VM's container: its stdout to stdout, its stderr to
-stderr. There is a log for a VM that was run with --logs file or both, for as
-long as the VM's record is there (--rm=false keeps it).`,
-		Example: `  fcvm run --name job --logs both --rm=false alpine date
-  fcvm logs job`,
+stderr. There is a log for a VM that was run with -d, or with --logs file or
+both, for as long as the VM's record is there; of a long one the newest part
+(fcvm run --log-size). With -f it goes on until the VM has ended, through
+restarts of the container.
+
+--console prints the serial console of the guest around the container, which
+every VM has.`,
+		Example: `  fcvm run -d --name job alpine sh -c 'date; sleep 5; date'
+  fcvm logs -f job
+  fcvm logs --tail 20 --timestamps --since 10m job
+  fcvm logs --console job`,
 		Args:              one("VM"),
-		ValidArgsFunction: completeOneVM(a, hasLog),
+		ValidArgsFunction: completeOneVM(a, func(e store.Entry) bool { return o.console || hasLog(e) }),
 		RunE: interruptible(func(ctx context.Context, args []string) error {
 			o.vm = args[0]
 			return run(ctx, a, o)
 		}),
 	}
+	f := cmd.Flags()
+	f.BoolVarP(&o.follow, "follow", "f", false, "go on with what comes, until the VM has ended")
+	f.StringVarP(&o.tail, "tail", "n", "all", "begin with the last `NUMBER` of lines")
+	f.StringVar(&o.since, "since", "", "leave out what was written before `TIME`, as 10m or 2006-01-02T15:04:05")
+	f.StringVar(&o.until, "until", "", "leave out what was written after `TIME`")
+	f.BoolVarP(&o.timestamps, "timestamps", "t", false, "say when each line was written")
+	f.BoolVar(&o.console, "console", false, "print the guest's serial console instead")
+	complete(cmd, "tail", cobra.FixedCompletions([]string{"all", "10", "100"}, cobra.ShellCompDirectiveNoFileComp))
+	for _, flag := range []string{"since", "until"} {
+		complete(cmd, flag, cobra.FixedCompletions([]string{"1m", "10m", "1h", "24h"}, cobra.ShellCompDirectiveNoFileComp))
+	}
+	for _, flag := range []string{"since", "until", "timestamps"} {
+		cmd.MarkFlagsMutuallyExclusive("console", flag) // it has no times
+	}
+	return cmd
 }
 
 func hasLog(e store.Entry) bool { return e.Record.Spec.Logs != vm.LogsStream }
@@ -48,38 +85,96 @@ func completeOneVM(a *app, want func(store.Entry) bool) cobra.CompletionFunc {
 	}
 }
 
+// logRange is what of a log is asked for.
+type logRange struct {
+	tail         int // lines; allLines: no limit
+	since, until time.Time
+}
+
+func (o *logsOptions) parse(now time.Time) (r logRange, err error) {
+	r.tail = allLines
+	if o.tail != "all" {
+		if r.tail, err = strconv.Atoi(o.tail); err != nil || r.tail < 0 {
+			return r, fmt.Errorf("%w: --tail %q: it is a number of lines, or all", vm.ErrInvalid, o.tail)
+		}
+	}
+	if r.since, err = parseTime("--since", o.since, now); err != nil {
+		return r, err
+	}
+	r.until, err = parseTime("--until", o.until, now)
+	return r, err
+}
+
 func runLogs(ctx context.Context, a *app, o *logsOptions) error {
+	want, err := o.parse(time.Now())
+	if err != nil {
+		return err
+	}
 	st, err := a.openStore()
 	if err != nil {
 		return err
 	}
 	e, err := st.Find(o.vm)
-	if err == nil {
-		err = e.Err
-	}
 	if err != nil {
 		return err
 	}
-	f, err := os.Open(st.Layout().VM(e.Record.ID).ContainerLog())
-	if errors.Is(err, fs.ErrNotExist) {
-		if e.Record.Spec.Logs == vm.LogsStream {
-			return fmt.Errorf("%w: VM %s keeps no log; run it with --logs both", vm.ErrInvalid, e.Record.Name)
-		}
-		return nil // it has not come to its container
+	id, dir := e.Record.ID, st.Layout().VM(e.Record.ID)
+	alive := func() bool { return st.Alive(id) }
+	if o.console {
+		return a.printConsole(ctx, dir.Console(), want.tail, o.follow, alive)
 	}
-	if err != nil {
-		return fmt.Errorf("read the log of VM %s: %w", e.Record.Name, err)
+	// The log of a VM whose record is broken may be all that there is of it.
+	if e.Err == nil && e.Record.Spec.Logs == vm.LogsStream {
+		return fmt.Errorf("%w: VM %s keeps no log; run it with --logs both, or see its console with: fcvm logs --console %s",
+			vm.ErrInvalid, e.Record.Name, e.Record.Name)
 	}
-	defer func() { _ = f.Close() }()
-	return logs.Read(f, func(entry logs.Entry) error {
-		if err := ctx.Err(); err != nil {
-			return err
+	r := logs.NewReader(dir.ContainerLog())
+	defer func() { _ = r.Close() }()
+	p := &logPrinter{app: a, timestamps: o.timestamps}
+	if err := p.print(ctx, r, want, o.follow, alive); err != nil {
+		return fmt.Errorf("read the log of VM %s: %w", nameOf(e), err)
+	}
+	if n := r.Broken(); n > 0 {
+		return fmt.Errorf("read the log of VM %s: %d of its lines are broken and were left out", nameOf(e), n)
+	}
+	return e.Err
+}
+
+// wait sleeps until a follower is to look again; false: it is to end.
+func waitForMore(ctx context.Context) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(logsPoll):
+		return true
+	}
+}
+
+// parseTime reads a time, or how long ago; "" is the zero time. flag is for
+// messages.
+func parseTime(flag, s string, now time.Time) (time.Time, error) {
+	if s == "" {
+		return time.Time{}, nil
+	}
+	if d, err := time.ParseDuration(s); err == nil {
+		return now.Add(-d), nil
+	}
+	for _, layout := range []string{time.RFC3339, "2006-01-02T15:04:05", "2006-01-02 15:04:05", time.DateOnly} {
+		if t, err := time.ParseInLocation(layout, s, time.Local); err == nil {
+			return t, nil
 		}
-		w := a.sys.Stdout
-		if entry.Stream == logs.Stderr {
-			w = a.sys.Stderr
-		}
-		_, err := w.Write(entry.Data)
+	}
+	if f, err := strconv.ParseFloat(s, 64); err == nil && f >= 0 && f < math.MaxInt32*1000 {
+		sec, frac := math.Modf(f)
+		return time.Unix(int64(sec), int64(frac*1e9)), nil
+	}
+	return time.Time{}, fmt.Errorf("%w: %s %q: it is how long ago, as 10m, or a time, as 2006-01-02T15:04:05", vm.ErrInvalid, flag, s)
+}
+
+// interrupted is nil for the end of what has no other end.
+func interrupted(ctx context.Context) error {
+	if err := context.Cause(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		return err
-	})
+	}
+	return nil
 }

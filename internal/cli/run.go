@@ -3,11 +3,13 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/fcvm/fcvm/internal/image"
+	"github.com/fcvm/fcvm/internal/logs"
 	"github.com/fcvm/fcvm/internal/progress"
 	"github.com/fcvm/fcvm/internal/setup"
 	"github.com/fcvm/fcvm/internal/supervisor"
@@ -33,6 +35,7 @@ type runOptions struct {
 	memory  int // MiB
 	init    vm.Init
 	logs    vm.Logs
+	logSize int // MiB
 	remove  bool
 	network string
 	publish []string
@@ -144,6 +147,8 @@ func (o *runOptions) register(cmd *cobra.Command) {
 
 	f.BoolVar(&o.remove, "rm", true, "forget the VM when it has ended; --rm=false, and --logs file or both, keep its record, log and disk")
 	addChoice(cmd, newChoice(&o.logs, vm.LogsStream, vm.LogsFile, vm.LogsBoth), "logs", "where output goes: here, to the VM's log file, or both")
+	o.logSize = logs.DefaultLimit >> 20
+	f.Var(memory{&o.logSize}, "log-size", "how much of the output the log file keeps, the newest: a number of MiB, or 64m, 1g")
 	f.StringVar(&o.restart, "restart", vm.RestartNo, "start the container again when it ends: no, on-failure[:`N`] or always")
 	f.StringVar(&o.waitReady, "wait-ready", "", "count as ready when: agent, http=`URL`, tcp=PORT, log=REGEX or exec=CMD; [,timeout=5m][,interval=500ms]")
 	o.health.register(f)
@@ -191,6 +196,9 @@ func runRun(ctx context.Context, a *app, o *runOptions) error {
 	}
 	res, err := a.supervise(ctx, d, opts)
 	c.close()
+	if n := res.Record.LogLost; n > 0 {
+		_, _ = fmt.Fprintf(a.sys.Stderr, "fcvm: %d bytes of the output are not in the log: there was no room for them in %s\n", n, d.Store.Layout().Data)
+	}
 	if o.timings {
 		printTimings(a.sys.Stderr, res.Record.Phases)
 	}

@@ -23,7 +23,7 @@ import (
 // defaultSpec is what `fcvm run IMAGE` asks for.
 func defaultSpec() vm.Spec {
 	return vm.Spec{
-		Image: "img", Driver: "auto", CPUs: defaultCPUs, MemoryMiB: defaultMemoryMiB, Init: vm.InitAgent, Logs: vm.LogsStream,
+		Image: "img", Driver: "auto", CPUs: defaultCPUs, MemoryMiB: defaultMemoryMiB, Init: vm.InitAgent, Logs: vm.LogsStream, LogMiB: 64,
 		Remove: true, Network: vm.NetworkSpec{Backend: "auto"},
 	}
 }

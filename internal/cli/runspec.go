@@ -41,7 +41,7 @@ func (o *runOptions) spec(lookup func(string) (string, bool)) (vm.Spec, error) {
 	s := vm.Spec{
 		Restart: restart, Gate: gate, Health: health,
 		Image: o.image, Driver: o.driver, CPUs: o.cpus, MemoryMiB: o.memory, Init: o.init, Labels: labels,
-		Logs: o.logs, Remove: o.remove, BootTimeout: o.bootTimeout,
+		Logs: o.logs, LogMiB: o.logSize, Remove: o.remove, BootTimeout: o.bootTimeout,
 		Network: vm.NetworkSpec{Backend: o.network, Publish: o.publish},
 		Container: vm.ContainerSpec{
 			Entrypoint: entrypoint, Command: o.command, Env: env, WorkDir: o.workDir, User: o.user, Hostname: o.hostname,
@@ -70,6 +70,8 @@ func (o *runOptions) check() error {
 		return fmt.Errorf("%w: --restart %s and --rm rule each other out; keep the VM with --rm=false", vm.ErrInvalid, o.restart)
 	case len(o.publish) > 0 && o.network == "none":
 		return fmt.Errorf("%w: --publish: a VM with --network none has no ports to publish", vm.ErrInvalid)
+	case o.logSize < 1:
+		return fmt.Errorf("%w: --log-size %d: a log keeps at least 1 MiB", vm.ErrInvalid, o.logSize)
 	case o.bootTimeout < 0:
 		return fmt.Errorf("%w: --boot-timeout %s: it is a time that is yet to come", vm.ErrInvalid, o.bootTimeout)
 	case o.workDir != "" && !strings.HasPrefix(o.workDir, "/"):

@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/fcvm/fcvm/internal/logs"
 	"github.com/fcvm/fcvm/internal/vm"
 )
 
@@ -114,40 +113,6 @@ func TestRmRemovesWhatHasEndedOnly(t *testing.T) {
 	}
 	if out := h.ok("ls", "-a", "--format", "{{.Name}}"); out != "live\n" {
 		t.Errorf("left: %q", out)
-	}
-}
-
-func TestLogsKeepTheStreamsApart(t *testing.T) {
-	h := newHost(t)
-	spec := defaultSpec()
-	spec.Logs = vm.LogsBoth
-	v := h.create("job", spec)
-	if out := h.ok("logs", "job"); out != "" {
-		t.Errorf("a log that is not there yet: %q", out)
-	}
-	w, err := logs.Create(v.Dir().ContainerLog())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, s := range []struct {
-		stream logs.Stream
-		text   string
-	}{{logs.Stdout, "one\x00\n"}, {logs.Stderr, "two\n"}, {logs.Stdout, "three"}} {
-		if _, err := w.Stream(s.stream).Write([]byte(s.text)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	code, out, errs := h.fcvm("logs", "job")
-	if code != 0 || out != "one\x00\nthree" || errs != "two\n" {
-		t.Errorf("code %d, stdout %q, stderr %q", code, out, errs)
-	}
-	h.create("silent", defaultSpec())
-	code, _, errs = h.fcvm("logs", "silent")
-	if code != exitFailed || !strings.Contains(errs, "run it with --logs both") {
-		t.Errorf("a VM without a log: code %d, stderr %q", code, errs)
 	}
 }
 

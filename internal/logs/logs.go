@@ -1,17 +1,25 @@
-// Package logs keeps a container's output in a file: one JSON object per
-// line with the time, the stream and the bytes, so that stdout and stderr
-// stay apart and nothing of what the container wrote is changed. Reading
-// gives the bytes back.
+// Package logs keeps a container's output in files: one JSON object per line
+// with the time, the stream and the bytes, so that stdout and stderr stay
+// apart and nothing of what the container wrote is changed. Reading gives the
+// bytes back.
+//
+// A log is a row of segments: PATH, PATH.1, PATH.2, …; the higher the number,
+// the newer. When one is full the next is begun and the oldest goes. No file
+// is ever renamed, so a reader that follows the log knows where it stands
+// whatever the writer does meanwhile.
+//
+// A log is never a reason for the container's end: what cannot be written, as
+// on a full disk, is left out, and an entry says how much it was.
 package logs
 
 import (
-	"bufio"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"sync"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -24,8 +32,18 @@ const (
 	Stderr Stream = "err"
 )
 
-// maxChunk bounds the bytes of one entry, maxLine its encoded form.
+// Limits of a log's size, bytes of all of its segments. It is passed by what
+// one write may add.
 const (
+	DefaultLimit = 64 << 20
+	MinLimit     = 1 << 20
+)
+
+const (
+	// segments is how many files a log that has reached its limit has.
+	segments = 4
+
+	// maxChunk bounds the bytes of one entry, maxLine its encoded form.
 	maxChunk = 64 << 10
 	maxLine  = 4*maxChunk + 1024
 )
@@ -36,87 +54,50 @@ type Entry struct {
 	Time   time.Time `json:"t"`
 	Stream Stream    `json:"s"`
 	Data   []byte    `json:"d"`
+
+	// Lost is how many bytes that the container wrote before Time are not in
+	// the log. An entry that has it has no Data.
+	Lost int64 `json:"lost,omitempty"`
 }
 
-// Writer appends entries to a file. It is safe for concurrent use.
-type Writer struct {
-	mu   sync.Mutex
-	f    *os.File
-	size int64 // of the file, in whole lines
-	now  func() time.Time
+// LostUnread is an Entry's Lost that stands for an unknown number of bytes:
+// they were in the log, but are not any more.
+const LostUnread = -1
+
+// segmentPath names a segment's file.
+func segmentPath(path string, n int) string {
+	if n == 0 {
+		return path
+	}
+	return path + "." + strconv.Itoa(n)
 }
 
-// Create opens a log file for appending.
-func Create(path string) (*Writer, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+// listSegments returns the numbers of the segments that are there, oldest
+// first.
+func listSegments(path string) ([]int, error) {
+	dir, base := filepath.Split(path)
+	entries, err := os.ReadDir(filepath.Clean(dir))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
 	if err != nil {
-		return nil, fmt.Errorf("open log: %w", err)
+		return nil, fmt.Errorf("find the log: %w", err)
 	}
-	st, err := f.Stat()
-	if err != nil {
-		_ = f.Close()
-		return nil, fmt.Errorf("open log: %w", err)
-	}
-	return &Writer{f: f, size: st.Size(), now: time.Now}, nil
-}
-
-// Stream returns a writer whose bytes are logged as of that stream.
-func (w *Writer) Stream(s Stream) io.Writer { return streamWriter{w, s} }
-
-// Close closes the file.
-func (w *Writer) Close() error { return w.f.Close() }
-
-type streamWriter struct {
-	w *Writer
-	s Stream
-}
-
-func (s streamWriter) Write(p []byte) (int, error) {
-	s.w.mu.Lock()
-	defer s.w.mu.Unlock()
-	n := 0
-	for n < len(p) {
-		c := p[n:min(len(p), n+maxChunk)]
-		if err := s.w.append(Entry{Time: s.w.now().UTC(), Stream: s.s, Data: c}); err != nil {
-			return n, fmt.Errorf("write log: %w", err)
+	var found []int
+	for _, e := range entries {
+		rest, ok := strings.CutPrefix(e.Name(), base)
+		if !ok {
+			continue
 		}
-		n += len(c)
-	}
-	return n, nil
-}
-
-// append writes one line, or none: half a line, as on a full disk, would make
-// all that follows it unreadable.
-func (w *Writer) append(e Entry) error {
-	b, err := json.Marshal(e)
-	if err != nil {
-		return err
-	}
-	if _, err := w.f.Write(append(b, '\n')); err != nil {
-		return errors.Join(err, w.f.Truncate(w.size))
-	}
-	w.size += int64(len(b)) + 1
-	return nil
-}
-
-// Read calls f for each entry of r, in order. A last line without an end,
-// which a writer may just be writing, is left out.
-func Read(r io.Reader, f func(Entry) error) error {
-	b := bufio.NewReaderSize(r, maxLine)
-	for n := 1; ; n++ {
-		line, err := b.ReadSlice('\n')
-		if errors.Is(err, io.EOF) {
-			return nil
+		if rest == "" {
+			found = append(found, 0)
+			continue
 		}
-		if err != nil {
-			return fmt.Errorf("read log, line %d: %w", n, err)
-		}
-		var e Entry
-		if err := json.Unmarshal(line, &e); err != nil {
-			return fmt.Errorf("read log, line %d: %w", n, err)
-		}
-		if err := f(e); err != nil {
-			return err
+		n, err := strconv.Atoi(strings.TrimPrefix(rest, "."))
+		if err == nil && n > 0 && rest == "."+strconv.Itoa(n) {
+			found = append(found, n)
 		}
 	}
+	slices.Sort(found)
+	return found, nil
 }

@@ -81,6 +81,9 @@ func (in *instance) bootAgent(ctx context.Context) error {
 		return fmt.Errorf("start the VMM: %w", err)
 	}
 	in.undo.add("end the VMM", func(context.Context) error { return in.machine.Close() })
+	bounding, stopBounding := context.WithCancel(context.WithoutCancel(ctx))
+	go in.boundConsole(bounding)
+	in.undo.add("leave the console", func(context.Context) error { stopBounding(); return nil })
 	in.signals.setKill(func() { _ = in.machine.Kill(context.WithoutCancel(ctx)) })
 	if err := in.recordVMM(); err != nil {
 		return err
@@ -242,14 +245,4 @@ func (in *instance) recordVMM() error {
 		r.Resolved.VMM = processOf(in.machine.PID())
 		return nil
 	})
-}
-
-func (in *instance) openOutput() error {
-	out, errs, closeLog, err := outputs(in.Spec.Logs, in.Stdio, in.vm.Dir().ContainerLog())
-	if err != nil {
-		return err
-	}
-	in.undo.add("close the log", func(context.Context) error { return closeLog() })
-	in.out, in.err = in.watchOutput(out), in.watchOutput(errs)
-	return nil
 }

@@ -1,24 +1,66 @@
 package supervisor
 
 import (
+	"context"
+	"errors"
 	"io"
+	"time"
 
 	"github.com/fcvm/fcvm/internal/logs"
 	"github.com/fcvm/fcvm/internal/vm"
 )
 
-// outputs returns where the container's stdout and stderr go.
-func outputs(where vm.Logs, stdio Stdio, path string) (out, err io.Writer, closeLog func() error, e error) {
-	if where == vm.LogsStream {
-		return stdio.Out, stdio.Err, func() error { return nil }, nil
+// Bounds on what a guest can write by way of its console and its VMM, bytes of
+// each, and how often they are looked at.
+const (
+	consoleKept = 4 << 20
+	trimPause   = 2 * time.Second
+)
+
+// openOutput says where the container's stdout and stderr go.
+func (in *instance) openOutput() error {
+	out, errs := in.Stdio.Out, in.Stdio.Err
+	if in.Spec.Logs != vm.LogsStream {
+		log, err := logs.Create(in.vm.Dir().ContainerLog(), int64(in.Spec.LogMiB)<<20)
+		if err != nil {
+			return err
+		}
+		in.undo.add("close the log", func(context.Context) error { return in.closeLog(log) })
+		toFile, errsToFile := log.Stream(logs.Stdout), log.Stream(logs.Stderr)
+		if in.Spec.Logs == vm.LogsBoth {
+			out, errs = io.MultiWriter(out, toFile), io.MultiWriter(errs, errsToFile)
+		} else {
+			out, errs = toFile, errsToFile
+		}
 	}
-	log, e := logs.Create(path)
-	if e != nil {
-		return nil, nil, nil, e
+	in.out, in.err = in.watchOutput(out), in.watchOutput(errs)
+	return nil
+}
+
+// closeLog remembers what the log could not take.
+func (in *instance) closeLog(log *logs.Writer) error {
+	err := log.Close()
+	if lost, _ := log.Lost(); lost > 0 {
+		err = errors.Join(err, in.vm.Update(func(r *vm.Record) error { r.LogLost += lost; return nil }))
 	}
-	out, err = log.Stream(logs.Stdout), log.Stream(logs.Stderr)
-	if where == vm.LogsBoth {
-		out, err = io.MultiWriter(stdio.Out, out), io.MultiWriter(stdio.Err, err)
+	return err
+}
+
+// boundConsole keeps the console and the VMM's messages from filling the disk,
+// until ctx ends.
+func (in *instance) boundConsole(ctx context.Context) {
+	tick := time.NewTicker(trimPause)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		for _, path := range []string{in.vm.Dir().Console(), in.vm.Dir().VMMLog()} {
+			if err := logs.Trim(path, consoleKept); err != nil {
+				in.Verbose(err.Error())
+			}
+		}
 	}
-	return out, err, log.Close, nil
 }

@@ -61,6 +61,10 @@ type Record struct {
 
 	ExitCode *int   `json:"exit_code,omitempty"` // the container's; set when exited
 	Reason   string `json:"reason,omitempty"`    // why it ended, one line
+
+	// LogLost is how many bytes of the container's output could not be written
+	// to its log.
+	LogLost int64 `json:"log_lost,omitempty"`
 }
 
 // Event is one change of status.

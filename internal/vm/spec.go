@@ -18,6 +18,7 @@ const (
 	MinMemoryMiB = 128 // below it the guest's kernel and Podman do not come up
 	MaxMemoryMiB = 1 << 20
 	MaxCPUs      = 32 // Firecracker's limit
+	MaxLogMiB    = 1 << 20
 )
 
 // Init says what is process 1 of the guest once it is up.
@@ -42,16 +43,17 @@ const (
 // Spec is what the user asked for, as resolved from the command line: it is
 // complete, holds no defaults left to fill in, and is stored with the VM.
 type Spec struct {
-	Image     string            `json:"image"`           // the reference as given
-	Driver    string            `json:"driver"`          // "auto", "firecracker" or "qemu"
-	CPUs      int               `json:"cpus"`            // virtual CPUs
-	MemoryMiB int               `json:"memory_mib"`      // guest memory
-	Init      Init              `json:"init"`            //
-	Labels    map[string]string `json:"labels,omitzero"` //
-	Logs      Logs              `json:"logs"`            //
-	Remove    bool              `json:"remove"`          // drop the record when the VM has ended
-	Network   NetworkSpec       `json:"network"`         //
-	Container ContainerSpec     `json:"container"`       //
+	Image     string            `json:"image"`             // the reference as given
+	Driver    string            `json:"driver"`            // "auto", "firecracker" or "qemu"
+	CPUs      int               `json:"cpus"`              // virtual CPUs
+	MemoryMiB int               `json:"memory_mib"`        // guest memory
+	Init      Init              `json:"init"`              //
+	Labels    map[string]string `json:"labels,omitzero"`   //
+	Logs      Logs              `json:"logs"`              //
+	LogMiB    int               `json:"log_mib,omitempty"` // the log's limit; 0: package logs' own
+	Remove    bool              `json:"remove"`            // drop the record when the VM has ended
+	Network   NetworkSpec       `json:"network"`           //
+	Container ContainerSpec     `json:"container"`         //
 	Restart   Restart           `json:"restart,omitzero"`
 	Gate      Gate              `json:"gate,omitzero"`
 	Health    *Health           `json:"health,omitempty"` // in place of the image's
@@ -98,6 +100,8 @@ func (s *Spec) Validate() error {
 		return fmt.Errorf("%w: --init %q: it is agent or systemd", ErrInvalid, s.Init)
 	case s.Logs != LogsStream && s.Logs != LogsFile && s.Logs != LogsBoth:
 		return fmt.Errorf("%w: --logs %q: it is stream, file or both", ErrInvalid, s.Logs)
+	case s.LogMiB < 0 || s.LogMiB > MaxLogMiB:
+		return fmt.Errorf("%w: --log-size %d: a log keeps 1 to %d MiB", ErrInvalid, s.LogMiB, MaxLogMiB)
 	}
 	return s.Container.validate()
 }
