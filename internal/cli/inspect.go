@@ -5,7 +5,9 @@ import (
 	"errors"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
+	"github.com/fcvm/fcvm/internal/store"
 	"github.com/fcvm/fcvm/internal/vm"
 )
 
@@ -20,11 +22,14 @@ func newInspectCommand(a *app, run func(context.Context, *app, *inspectOptions) 
 		Use:     "inspect [flags] VM...",
 		Short:   "Show all that is known of VMs, as JSON",
 		GroupID: groupVMs,
-		Long: `Print the records of VMs as a JSON array: what was asked for, what became of it
-(driver and why it was chosen, digests, ports), the history and how long each
-phase of the start took. VM is an id, the unique beginning of one, or a name.`,
+		Long: `Print all that is known of VMs as a JSON array: what was asked for (.Spec), what
+became of it (.Resolved: driver and why it was chosen, version, digests, process,
+addresses, ports, disks), status, history and exit code, how long each phase of
+the start took (.Phases, in nanoseconds), and where its files are (.Files). VM is
+an id, the unique beginning of one, or a name.`,
 		Example: `  fcvm inspect box
-  fcvm inspect --format '{{.Resolved.Driver}}: {{.Resolved.DriverReason}}' box`,
+  fcvm inspect --format '{{.Resolved.Driver}}: {{.Resolved.DriverReason}}' box
+  fcvm inspect --format '{{range .History}}{{.Time}} {{.Status}}{{"\n"}}{{end}}' box`,
 		Args:              oneOrMore("VM"),
 		ValidArgsFunction: completeVMs(a, anyVM),
 		RunE: interruptible(func(ctx context.Context, args []string) error {
@@ -36,7 +41,67 @@ phase of the start took. VM is an id, the unique beginning of one, or a name.`,
 	return cmd
 }
 
-// runInspect prints those that were found even when others were not.
+// vmDetails is a VM's record with what else there is to know of it.
+type vmDetails struct {
+	vm.Record
+
+	Alive     bool       `json:"alive"`           // its supervisor runs
+	Error     string     `json:"error,omitempty"` // why its record cannot be read
+	DiskUsage []diskSize `json:"disk_usage"`
+	Lineage   []string   `json:"lineage"` // the snapshots that it comes from, the last one first
+	Files     vmFiles    `json:"files"`
+}
+
+// diskSize is what a disk of the VM's takes on the host, bytes.
+type diskSize struct {
+	ID        string `json:"id"`
+	Size      int64  `json:"size"`      // with holes
+	Allocated int64  `json:"allocated"` // without
+}
+
+// vmFiles is where a VM's files lie.
+type vmFiles struct {
+	Directory     string `json:"directory"`
+	ContainerLog  string `json:"container_log"`
+	Console       string `json:"console"`
+	VMMLog        string `json:"vmm_log"`
+	ControlSocket string `json:"control_socket,omitempty"` // while it runs
+}
+
+func details(st *store.Store, e store.Entry) vmDetails {
+	dir := st.Layout().VM(e.Record.ID)
+	d := vmDetails{
+		Record: e.Record, Alive: e.Alive, DiskUsage: []diskSize{}, Lineage: []string{},
+		Files: vmFiles{
+			Directory: string(dir), ContainerLog: dir.ContainerLog(), Console: dir.Console(), VMMLog: dir.VMMLog(),
+		},
+	}
+	if e.Err != nil {
+		d.Status, d.Error = statusBroken, e.Err.Error()
+	}
+	if socket, err := st.Layout().ControlSocket(e.Record.ID); err == nil && e.Alive {
+		d.Files.ControlSocket = socket
+	}
+	for _, disk := range e.Record.Resolved.Disks {
+		if size, allocated, err := fileSize(disk.Path); err == nil {
+			d.DiskUsage = append(d.DiskUsage, diskSize{ID: disk.ID, Size: size, Allocated: allocated})
+		}
+	}
+	return d
+}
+
+// fileSize is a file's size with and without its holes, bytes.
+func fileSize(path string) (size, allocated int64, err error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return 0, 0, err
+	}
+	const block = 512 // stat(2)
+	return st.Size, st.Blocks * block, nil
+}
+
+// runInspect prints those that were found even when others were not, and what
+// is known of those that are broken.
 func runInspect(_ context.Context, a *app, o *inspectOptions) error {
 	f, err := parseFormat(o.format)
 	if err != nil {
@@ -47,22 +112,22 @@ func runInspect(_ context.Context, a *app, o *inspectOptions) error {
 		return err
 	}
 	var (
-		records []vm.Record
-		failed  []error
+		found  []vmDetails
+		failed []error
 	)
 	for _, ref := range o.vms {
 		e, err := st.Find(ref)
-		if err == nil {
-			err = e.Err
-		}
 		if err != nil {
 			failed = append(failed, err)
 			continue
 		}
-		records = append(records, e.Record)
+		if e.Err != nil {
+			failed = append(failed, e.Err)
+		}
+		found = append(found, details(st, e))
 	}
 	if f.plain() {
 		f.json = true
 	}
-	return errors.Join(append([]error{writeItems(a.sys.Stdout, f, records)}, failed...)...)
+	return errors.Join(append([]error{writeItems(a.sys.Stdout, f, found)}, failed...)...)
 }

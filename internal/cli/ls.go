@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -12,14 +11,16 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/fcvm/fcvm/internal/progress"
 	"github.com/fcvm/fcvm/internal/store"
 	"github.com/fcvm/fcvm/internal/vm"
 )
 
 type lsOptions struct {
-	all    bool
-	quiet  bool
-	format string
+	all     bool
+	quiet   bool
+	filters []string
+	format  string
 }
 
 func newLsCommand(a *app, run func(context.Context, *app, *lsOptions) error) *cobra.Command {
@@ -29,8 +30,16 @@ func newLsCommand(a *app, run func(context.Context, *app, *lsOptions) error) *co
 		Aliases: []string{"ps", "list"},
 		Short:   "List VMs",
 		GroupID: groupVMs,
-		Long:    `List the VMs that run; with -a also those that have ended and were kept (--rm=false).`,
+		Long: `List the VMs that run; with -a also those that have ended and were kept (-d,
+--rm=false). One whose record cannot be read is always listed, as broken.
+
+A filter is KEY=VALUE with one of the keys id, name, image, status, health,
+driver, network, label (KEY or KEY=VALUE) and exited (a code). id, name and image
+match a part. Of several filters with the same key one has to match (with label:
+all), and of different keys all. A filter for a status that a VM ends with
+(exited, failed) implies -a, and so does exited.`,
 		Example: `  fcvm ls -a
+  fcvm ls --filter status=running --filter label=app=web
   fcvm ls --format '{{.Name}} {{.Status}}'
   fcvm rm $(fcvm ls -aq)`,
 		Args:              noArgs,
@@ -39,8 +48,11 @@ func newLsCommand(a *app, run func(context.Context, *app, *lsOptions) error) *co
 	}
 	cmd.Flags().BoolVarP(&o.all, "all", "a", false, "also list VMs that have ended")
 	cmd.Flags().BoolVarP(&o.quiet, "quiet", "q", false, "print ids only")
-	addFormat(cmd, &o.format, "ID", "Name", "Image", "Command", "Status", "ExitCode", "Created", "Ports", "Labels",
-		"Driver", "Network", "CPUs", "MemoryMiB", "PID", "Reason")
+	cmd.Flags().StringArrayVarP(&o.filters, "filter", "f", nil, "list only those that fit `KEY=VALUE`")
+	complete(cmd, "filter", completeFilter(a))
+	addFormat(cmd, &o.format, "ID", "Name", "Image", "Command", "Status", "Ready", "Health", "Restarts", "ExitCode", "Created", "Age",
+		"Ports", "Labels", "Driver", "Network", "CPUs", "MemoryMiB", "PID", "Reason")
+	cmd.MarkFlagsMutuallyExclusive("quiet", "format")
 	return cmd
 }
 
@@ -51,8 +63,12 @@ type vmItem struct {
 	Image     string            `json:"image"`
 	Command   []string          `json:"command"`
 	Status    vm.Status         `json:"status"`
+	Ready     bool              `json:"ready"`
+	Health    vm.HealthState    `json:"health,omitempty"`
+	Restarts  int               `json:"restarts,omitempty"`
 	ExitCode  *int              `json:"exit_code,omitempty"`
 	Created   time.Time         `json:"created"`
+	Age       string            `json:"age"`
 	Ports     []string          `json:"ports"`
 	Labels    map[string]string `json:"labels"`
 	Driver    string            `json:"driver"`
@@ -66,14 +82,15 @@ type vmItem struct {
 // statusBroken is shown for a VM whose record cannot be read.
 const statusBroken vm.Status = "broken"
 
-func newVMItem(e store.Entry) vmItem {
+func newVMItem(e store.Entry, now time.Time) vmItem {
 	r := e.Record
 	if e.Err != nil {
 		return vmItem{ID: r.ID, Status: statusBroken, Reason: e.Err.Error()}
 	}
 	i := vmItem{
 		ID: r.ID, Name: r.Name, Image: r.Spec.Image, Command: r.Resolved.Command, Status: r.Status, ExitCode: r.ExitCode,
-		Created: r.Created, Ports: r.Resolved.Ports, Labels: r.Spec.Labels, Driver: r.Resolved.Driver,
+		Ready: r.Ready, Health: r.Health, Restarts: r.Restarts,
+		Created: r.Created, Age: age(r.Created, now), Ports: r.Resolved.Ports, Labels: r.Spec.Labels, Driver: r.Resolved.Driver,
 		Network: r.Resolved.Network, CPUs: r.Spec.CPUs, MemoryMiB: r.Spec.MemoryMiB, Reason: r.Reason,
 	}
 	if e.Alive {
@@ -87,6 +104,10 @@ func runLs(_ context.Context, a *app, o *lsOptions) error {
 	if err != nil {
 		return err
 	}
+	filter, err := parseFilter(o.filters)
+	if err != nil {
+		return err
+	}
 	st, err := a.openStore()
 	if err != nil {
 		return err
@@ -96,9 +117,12 @@ func runLs(_ context.Context, a *app, o *lsOptions) error {
 		return err
 	}
 	var items []vmItem
+	now := time.Now()
+	all := o.all || filter.wantsEnded()
 	for _, e := range entries {
-		if o.all || e.Err != nil || !e.Record.Status.Final() {
-			items = append(items, newVMItem(e))
+		i := newVMItem(e, now)
+		if (all || e.Err != nil || !e.Record.Status.Final()) && filter.fits(&i) {
+			items = append(items, i)
 		}
 	}
 	switch {
@@ -110,17 +134,21 @@ func runLs(_ context.Context, a *app, o *lsOptions) error {
 		}
 		return nil
 	case f.plain():
-		return printVMs(a.sys.Stdout, items, time.Now())
+		return printVMs(a.sys.Stdout, items)
 	}
 	return writeItems(a.sys.Stdout, f, items)
 }
 
-func printVMs(w io.Writer, items []vmItem, now time.Time) error {
+func printVMs(w io.Writer, items []vmItem) error {
 	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
-	_, _ = fmt.Fprintln(t, "ID\tNAME\tIMAGE\tCOMMAND\tCREATED\tSTATUS\tPORTS")
+	_, _ = fmt.Fprintln(t, "ID\tNAME\tIMAGE\tSTATUS\tHEALTH\tAGE\tCPUS\tMEMORY\tPORTS\tDRIVER")
 	for _, i := range items {
+		cpus, mem := "", ""
+		if i.CPUs > 0 {
+			cpus, mem = strconv.Itoa(i.CPUs), progress.FormatBytes(int64(i.MemoryMiB)<<20)
+		}
 		_, _ = fmt.Fprintln(t, strings.Join([]string{
-			i.ID, i.Name, i.Image, shorten(strings.Join(i.Command, " ")), ago(i.Created, now), statusText(i), strings.Join(i.Ports, ", "),
+			i.ID, i.Name, shorten(i.Image), statusText(i), healthText(i), i.Age, cpus, mem, strings.Join(i.Ports, ", "), i.Driver,
 		}, "\t"))
 	}
 	return t.Flush()
@@ -136,18 +164,30 @@ func statusText(i vmItem) string {
 	return string(i.Status)
 }
 
-// shorten makes a value fit a column, on one line.
+// healthText is what the health check says, or that the VM is not ready yet.
+func healthText(i vmItem) string {
+	switch {
+	case i.Health != "":
+		return string(i.Health)
+	case i.Status == vm.StatusRunning && !i.Ready:
+		return "not ready"
+	}
+	return "-"
+}
+
+// shorten makes a value fit a column, on one line. The end of a long one says
+// more than its middle: of a path it is the file's name.
 func shorten(s string) string {
 	const limit = 40
 	s = strings.Join(strings.Fields(printable(s)), " ")
 	if r := []rune(s); len(r) > limit {
-		return string(r[:limit-1]) + "…"
+		return string(r[:limit/2-1]) + "…" + string(r[len(r)-limit/2:])
 	}
 	return s
 }
 
-// ago says how long ago t was, in one unit.
-func ago(t, now time.Time) string {
+// age says how long ago t was, in one unit.
+func age(t, now time.Time) string {
 	if t.IsZero() {
 		return ""
 	}
@@ -155,66 +195,11 @@ func ago(t, now time.Time) string {
 	d := max(0, now.Sub(t))
 	switch {
 	case d >= 2*day:
-		return fmt.Sprintf("%d days ago", d/day)
+		return fmt.Sprintf("%d days", d/day)
 	case d >= 2*time.Hour:
-		return fmt.Sprintf("%d hours ago", d/time.Hour)
+		return fmt.Sprintf("%d hours", d/time.Hour)
 	case d >= 2*time.Minute:
-		return fmt.Sprintf("%d minutes ago", d/time.Minute)
+		return fmt.Sprintf("%d minutes", d/time.Minute)
 	}
-	return fmt.Sprintf("%d seconds ago", d/time.Second)
+	return fmt.Sprintf("%d seconds", d/time.Second)
 }
-
-// completeVMs offers the names of VMs that the command can take.
-func completeVMs(a *app, want func(store.Entry) bool) cobra.CompletionFunc {
-	return func(_ *cobra.Command, args []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
-		return vmNames(a, args, typed, want), cobra.ShellCompDirectiveNoFileComp
-	}
-}
-
-// vmNames lists the names that begin with what was typed, without those given
-// already, with a description; an id once one was begun. The shell is no place
-// for errors.
-func vmNames(a *app, given []string, typed string, want func(store.Entry) bool) []cobra.Completion {
-	l, err := a.layout()
-	if err != nil {
-		return nil
-	}
-	if _, err := os.Stat(l.VMs()); err != nil {
-		return nil // and a key press makes no directories
-	}
-	st, err := store.Open(l)
-	if err != nil {
-		return nil
-	}
-	entries, err := st.List()
-	if err != nil {
-		return nil
-	}
-	var names []cobra.Completion
-	for _, e := range entries {
-		r := e.Record
-		if e.Err != nil || !want(e) || contains(given, r) {
-			continue
-		}
-		about := fmt.Sprintf("%s, %s", printable(r.Spec.Image), r.Status)
-		switch {
-		case strings.HasPrefix(r.Name, typed):
-			names = append(names, cobra.CompletionWithDesc(r.Name, about))
-		case strings.HasPrefix(r.ID, typed):
-			names = append(names, cobra.CompletionWithDesc(r.ID, about))
-		}
-	}
-	return names
-}
-
-func contains(given []string, r vm.Record) bool {
-	for _, g := range given {
-		if g == r.Name || g == r.ID {
-			return true
-		}
-	}
-	return false
-}
-
-func anyVM(store.Entry) bool     { return true }
-func endedVM(e store.Entry) bool { return !e.Alive }

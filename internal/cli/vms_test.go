@@ -58,9 +58,102 @@ func TestLsShowsABrokenRecordInsteadOfFailing(t *testing.T) {
 	if !strings.Contains(out, v.Record().ID) || !strings.Contains(out, "broken: ") || strings.Contains(out, "\x1b") {
 		t.Errorf("ls:\n%q", out)
 	}
-	code, _, errs := h.fcvm("inspect", v.Record().ID)
-	if code != exitFailed || !strings.Contains(errs, "broken") {
-		t.Errorf("inspect: code %d, %q", code, errs)
+	h.create("whole", defaultSpec())
+	code, out, errs := h.fcvm("inspect", v.Record().ID, "whole")
+	var found []vmDetails
+	if err := json.Unmarshal([]byte(out), &found); err != nil {
+		t.Fatal(err)
+	}
+	if code != exitFailed || !strings.Contains(errs, "broken") || len(found) != 2 ||
+		found[0].Status != statusBroken || !strings.Contains(found[0].Error, "record is broken") || found[1].Name != "whole" {
+		t.Errorf("inspect: code %d, %+v, %q", code, found, errs)
+	}
+}
+
+func TestLsFilters(t *testing.T) {
+	h := newHost(t)
+	spec := func(image string, labels map[string]string) vm.Spec {
+		s := defaultSpec()
+		s.Image, s.Labels = image, labels
+		return s
+	}
+	web := h.create("web", spec("nginx:1", map[string]string{"app": "a", "tier": "front"}))
+	db := h.create("db", spec("postgres", map[string]string{"app": "a"}))
+	if err := db.Update(func(r *vm.Record) error { r.Health = vm.HealthUnhealthy; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	h.end(h.create("job", spec("alpine", nil)), 3)
+	broken := h.create("broken", defaultSpec())
+	if err := os.Truncate(broken.Dir().Record(), 0); err != nil {
+		t.Fatal(err)
+	}
+	for filters, want := range map[string]string{
+		"":                       "<broken> web db", // when it was made is not known
+		"name=e":                 "web",
+		"id=" + web.Record().ID:  "web",
+		"name=web name=db":       "web db",
+		"image=ng":               "web",
+		"status=created":         "web db",
+		"status=exited":          "job",
+		"status=broken":          "<broken>",
+		"exited=3":               "job",
+		"exited=0":               "",
+		"health=unhealthy":       "db",
+		"health=none name=w":     "web",
+		"label=app":              "web db",
+		"label=app=a label=tier": "web",
+		"label=app=b":            "",
+		"driver=qemu":            "",
+	} {
+		args := []string{"ls", "--format", `{{or .Name "<broken>"}}`}
+		for _, f := range strings.Fields(filters) {
+			args = append(args, "--filter", f)
+		}
+		if got := strings.Join(strings.Fields(h.ok(args...)), " "); got != want {
+			t.Errorf("filter %q: %q, want %q", filters, got, want)
+		}
+	}
+	for _, f := range []string{"x", "x=y", "status=well", "name=", "exited=no", "health=ill"} {
+		if code, out, errs := h.fcvm("ls", "--filter", f); code != exitFailed || out != "" || !strings.Contains(errs, "--filter") {
+			t.Errorf("filter %q: code %d, stdout %q, stderr %q", f, code, out, errs)
+		}
+	}
+}
+
+func TestCompletionOfFiltersAndVMs(t *testing.T) {
+	h := newHost(t)
+	spec := defaultSpec()
+	spec.Labels = map[string]string{"app": "web"}
+	h.create("live", spec)
+	h.end(h.create("gone", defaultSpec()), 0)
+	broken := h.create("broken", defaultSpec())
+	if err := os.Truncate(broken.Dir().Record(), 5); err != nil {
+		t.Fatal(err)
+	}
+	for args, want := range map[string]string{
+		"ls --filter st":       "status=",
+		"ls --filter status=r": "status=running",
+		"ls --filter label=":   "label=app=web",
+		"ls --filter name=g":   "name=gone",
+		"logs --tail ":         "all 10 100",
+		"logs --console ":      "live gone",
+		"logs ":                "",
+		"inspect ":             "live gone",
+		"inspect live ":        "gone",
+		"inspect --format ":    "json",
+		"rm ":                  "gone",
+	} {
+		typed := strings.Split(args, " ")
+		var got []string
+		_, out, _ := h.fcvm(append([]string{"__complete"}, typed...)...)
+		for line := range strings.Lines(out) {
+			if word, _, _ := strings.Cut(strings.TrimSpace(line), "\t"); word != "" && !strings.HasPrefix(word, ":") {
+				got = append(got, word)
+			}
+		}
+		if s := strings.Join(got, " "); s != want {
+			t.Errorf("%q completes to %q, want %q", args, s, want)
+		}
 	}
 }
 
@@ -116,14 +209,14 @@ func TestRmRemovesWhatHasEndedOnly(t *testing.T) {
 	}
 }
 
-func TestAgoIsShort(t *testing.T) {
+func TestAgeIsShort(t *testing.T) {
 	now := time.Unix(1e9, 0)
 	for d, want := range map[time.Duration]string{
-		-time.Second: "0 seconds ago", 0: "0 seconds ago", 100 * time.Second: "100 seconds ago", 10 * time.Minute: "10 minutes ago",
-		5 * time.Hour: "5 hours ago", 72 * time.Hour: "3 days ago",
+		-time.Second: "0 seconds", 0: "0 seconds", 100 * time.Second: "100 seconds", 10 * time.Minute: "10 minutes",
+		5 * time.Hour: "5 hours", 72 * time.Hour: "3 days",
 	} {
-		if got := ago(now.Add(-d), now); got != want {
-			t.Errorf("ago(%s) = %q, want %q", d, got, want)
+		if got := age(now.Add(-d), now); got != want {
+			t.Errorf("age(%s) = %q, want %q", d, got, want)
 		}
 	}
 }

@@ -51,7 +51,7 @@ func (in *instance) openNetwork(ctx context.Context) error {
 	in.undo.add("close the network", func(context.Context) error { return in.net.Close() })
 	in.Verbose(fmt.Sprintf("network %s, MTU %d", b.Name(), in.net.MTU()))
 	return in.vm.Update(func(r *vm.Record) error {
-		r.Resolved.Network, r.Resolved.Ports = b.Name(), nil
+		r.Resolved.Network, r.Resolved.Ports, r.Resolved.Link = b.Name(), nil, linkOf(in.net)
 		in.life.ports = nil
 		for _, p := range in.net.Ports() {
 			r.Resolved.Ports = append(r.Resolved.Ports, p.String())
@@ -85,7 +85,7 @@ func (in *instance) bootAgent(ctx context.Context) error {
 	go in.boundConsole(bounding)
 	in.undo.add("leave the console", func(context.Context) error { stopBounding(); return nil })
 	in.signals.setKill(func() { _ = in.machine.Kill(context.WithoutCancel(ctx)) })
-	if err := in.recordVMM(); err != nil {
+	if err := in.recordVMM(&cfg); err != nil {
 		return err
 	}
 	in.agent = agentclient.New(in.machine.Dial)
@@ -240,9 +240,9 @@ func (in *instance) shutDown(ctx context.Context, err error) {
 }
 
 // recordVMM lets the next command end a VMM that outlives this process.
-func (in *instance) recordVMM() error {
+func (in *instance) recordVMM(cfg *vmm.Config) error {
 	return in.vm.Update(func(r *vm.Record) error {
-		r.Resolved.VMM = processOf(in.machine.PID())
+		r.Resolved.VMM, r.Resolved.Disks = processOf(in.machine.PID()), disksOf(cfg)
 		return nil
 	})
 }

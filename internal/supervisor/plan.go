@@ -24,12 +24,12 @@ func (in *instance) plan() *agentapi.Plan {
 	if hostname == "" {
 		hostname = rec.Name[:min(len(rec.Name), maxHostname)]
 	}
+	process := in.resolveProcess()
 	p := &agentapi.Plan{
 		Version: agentapi.Version, Hostname: hostname, Time: time.Now(),
 		Container: agentapi.Container{
 			Name: rec.Name, Image: in.Spec.Image, Args: rec.Resolved.Command,
-			Env:     mergeEnv(img.Env, c.Env),
-			WorkDir: orElse(c.WorkDir, img.WorkDir), User: orElse(c.User, img.User),
+			Env: process.Env, WorkDir: process.WorkDir, User: process.User,
 			Hostname: c.Hostname, Labels: mergeMaps(img.Labels, in.Spec.Labels),
 			Privileged: c.Privileged, ReadOnly: c.ReadOnly, CapAdd: c.CapAdd, CapDrop: c.CapDrop, Tmpfs: c.Tmpfs,
 			Volumes: img.Volumes, Interactive: c.Interactive, TTY: c.TTY,

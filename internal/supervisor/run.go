@@ -219,7 +219,7 @@ func (l *life) getImage(ctx context.Context) error {
 	}
 	l.Verbose(fmt.Sprintf("image %s (%s), command %q", img.Digest, cachedText(img.Cached), args))
 	return l.vm.Update(func(r *vm.Record) error {
-		r.Resolved.ImageDigest, r.Resolved.Command = img.Digest, args
+		r.Resolved.ImageDigest, r.Resolved.Command, r.Resolved.Process = img.Digest, args, l.resolveProcess()
 		return nil
 	})
 }

@@ -94,6 +94,38 @@ type Resolved struct {
 	Network      string   `json:"network,omitempty"`
 	Ports        []string `json:"ports,omitempty"` // HOSTIP:HOSTPORT->GUESTPORT/PROTOCOL
 	Command      []string `json:"command,omitempty"`
+
+	Process Runtime `json:"process,omitzero"`
+	Link    Link    `json:"link,omitzero"` // empty without a network
+	Disks   []Disk  `json:"disks,omitempty"`
+}
+
+// Runtime is the container's process, with what the image says and the Spec
+// over it. Its command is Resolved.Command.
+type Runtime struct {
+	Env        []string `json:"env,omitempty"` // KEY=VALUE
+	WorkDir    string   `json:"work_dir,omitempty"`
+	User       string   `json:"user,omitempty"`
+	StopSignal string   `json:"stop_signal,omitempty"`
+	Health     *Health  `json:"health,omitempty"` // nil: no check
+}
+
+// Link is the guest's one network interface.
+type Link struct {
+	Interface string `json:"interface"`
+	MAC       string `json:"mac"`
+	Address   string `json:"address"` // CIDR
+	Gateway   string `json:"gateway"`
+	DNS       string `json:"dns"`
+	MTU       int    `json:"mtu,omitempty"` // bytes
+}
+
+// Disk is one of the guest's, in its order.
+type Disk struct {
+	ID       string `json:"id"`
+	Device   string `json:"device"` // in the guest
+	Path     string `json:"path"`   // on the host
+	ReadOnly bool   `json:"read_only"`
 }
 
 // Phase is how long one step of the start took.
