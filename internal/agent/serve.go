@@ -23,6 +23,8 @@ func (a *agent) handler() http.Handler {
 	mux.HandleFunc("POST "+agentapi.PathSignal, a.postSignal)
 	mux.HandleFunc("POST "+agentapi.PathExec, a.postExec)
 	mux.HandleFunc("POST "+agentapi.PathProbe, a.postProbe)
+	mux.HandleFunc("GET "+agentapi.PathStats, a.getStats)
+	mux.HandleFunc("GET "+agentapi.PathProcs, a.getProcesses)
 	mux.HandleFunc("POST "+agentapi.PathCopyIn, a.postCopyIn)
 	mux.HandleFunc("GET "+agentapi.PathCopyOut, a.getCopyOut)
 	mux.HandleFunc("POST "+agentapi.PathShutdown, a.postShutdown)

@@ -10,6 +10,8 @@
 //	POST /v1/container/signal  SignalRequest
 //	POST /v1/exec              ExecRequest, upgrade to a stream
 //	POST /v1/probe             ProbeRequest; an error says that the answer is no
+//	GET  /v1/stats             Stats
+//	GET  /v1/processes         Processes of the container; ?guest=1: of the guest
 //	POST /v1/copy/in           CopyRequest as query; a tar stream into the container; CopyResponse
 //	GET  /v1/copy/out          CopyRequest as query; a tar stream out of it
 //	POST /v1/shutdown          sync the disks and power off
@@ -36,6 +38,8 @@ const (
 	PathSignal   = "/v1/container/signal"
 	PathExec     = "/v1/exec"
 	PathProbe    = "/v1/probe"
+	PathStats    = "/v1/stats"
+	PathProcs    = "/v1/processes"
 	PathCopyIn   = "/v1/copy/in"
 	PathCopyOut  = "/v1/copy/out"
 	PathShutdown = "/v1/shutdown"
@@ -51,6 +55,9 @@ const TrailerError = "Fcvm-Error"
 const (
 	MaxBody  = 4 << 20  // bytes of a JSON body
 	MaxFrame = 64 << 10 // bytes of a frame's payload
+
+	MaxProcesses = 1000 // that are told of; there may be more
+	MaxCommand   = 512  // bytes of a process's command line
 
 	MaxSkipped = 50 // names that a copy tells of
 	MaxPath    = 4096

@@ -84,7 +84,7 @@ var hostileAnswers = map[string]func(net.Conn){
 	"garbage":              answers("\x00\x01\x02 what?\r\n\r\n"),
 	"text":                 answers("Debian GNU/Linux 12\r\n\r\nlogin: "),
 	"no JSON":              answers(answer(200, "hello")),
-	"another type":         answers(answer(200, `{"version":"one","pid":"x"}`)),
+	"another type":         answers(answer(200, `{"version":"one","pid":"x","cpus":"x","total":"x"}`)),
 	"a redirect":           answers("HTTP/1.1 302 Found\r\nLocation: http://example.com/\r\nContent-Length: 0\r\n\r\n"),
 	"an error of no words": answers(answer(500, "{}")),
 	"an oversize body":     endless("HTTP/1.1 200 OK\r\n\r\n", "[[[["),
@@ -105,6 +105,8 @@ var calls = map[string]func(context.Context, *Client) error{
 	"exec":     func(ctx context.Context, c *Client) error { return closed(c.Exec(ctx, agentapi.ExecRequest{})) },
 	"plan":     func(ctx context.Context, c *Client) error { return c.SendPlan(ctx, &agentapi.Plan{}) },
 	"signal":   func(ctx context.Context, c *Client) error { return c.Signal(ctx, 15) },
+	"stats":    func(ctx context.Context, c *Client) error { _, err := c.Stats(ctx); return err },
+	"procs":    func(ctx context.Context, c *Client) error { _, err := c.Processes(ctx, true); return err },
 	"shutdown": func(ctx context.Context, c *Client) error { return c.Shutdown(ctx) },
 }
 

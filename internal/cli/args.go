@@ -38,6 +38,16 @@ func oneOrMore(what string) cobra.PositionalArgs {
 	}
 }
 
+// atMostOne is for commands that take one of what, or none.
+func atMostOne(what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return nil
+		}
+		return one(what)(cmd, args)
+	}
+}
+
 // one is for commands that take exactly one of what.
 func one(what string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {

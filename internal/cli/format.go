@@ -72,6 +72,23 @@ func (f format) execute(w io.Writer, item any) error {
 	return err
 }
 
+// writeLine writes a list of which many may follow one another: as JSON each is
+// one line.
+func writeLine[T any](w io.Writer, f format, items []T) error {
+	if !f.json {
+		return writeItems(w, f, items)
+	}
+	if items == nil {
+		items = []T{} // [], not null
+	}
+	b, err := json.Marshal(items)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(append(b, '\n'))
+	return err
+}
+
 // writeItems writes a list that is not for people.
 func writeItems[T any](w io.Writer, f format, items []T) error {
 	if f.json {

@@ -148,7 +148,7 @@ func printVMs(w io.Writer, items []vmItem) error {
 			cpus, mem = strconv.Itoa(i.CPUs), progress.FormatBytes(int64(i.MemoryMiB)<<20)
 		}
 		_, _ = fmt.Fprintln(t, strings.Join([]string{
-			i.ID, i.Name, shorten(i.Image), statusText(i), healthText(i), i.Age, cpus, mem, strings.Join(i.Ports, ", "), i.Driver,
+			i.ID, i.Name, imageText(i.Image), statusText(i), healthText(i), i.Age, cpus, mem, strings.Join(i.Ports, ", "), i.Driver,
 		}, "\t"))
 	}
 	return t.Flush()
@@ -164,6 +164,15 @@ func statusText(i vmItem) string {
 	return string(i.Status)
 }
 
+// imageText makes a reference fit a column. Of a file's the directory says
+// least.
+func imageText(ref string) string {
+	if kind, path, ok := strings.Cut(ref, ":/"); ok && len(ref) > shortLimit {
+		ref = kind + ":…/" + path[strings.LastIndexByte(path, '/')+1:]
+	}
+	return shorten(ref)
+}
+
 // healthText is what the health check says, or that the VM is not ready yet.
 func healthText(i vmItem) string {
 	switch {
@@ -175,13 +184,15 @@ func healthText(i vmItem) string {
 	return "-"
 }
 
+// shortLimit is how many characters a column has, at most.
+const shortLimit = 40
+
 // shorten makes a value fit a column, on one line. The end of a long one says
 // more than its middle: of a path it is the file's name.
 func shorten(s string) string {
-	const limit = 40
 	s = strings.Join(strings.Fields(printable(s)), " ")
-	if r := []rune(s); len(r) > limit {
-		return string(r[:limit/2-1]) + "…" + string(r[len(r)-limit/2:])
+	if r := []rune(s); len(r) > shortLimit {
+		return string(r[:shortLimit/2-1]) + "…" + string(r[len(r)-shortLimit/2:])
 	}
 	return s
 }

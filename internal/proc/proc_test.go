@@ -3,6 +3,7 @@ package proc
 import (
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -51,10 +52,13 @@ func TestNoSuchProcess(t *testing.T) {
 }
 
 func TestParse(t *testing.T) {
-	const rest = " S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 12345 20"
+	const rest = " S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 12345 20 21"
 	for _, name := range []string{"(sh)", "(a b)", "(a) Z 9 (b)", "())", "(\n)"} {
 		st, err := parse([]byte("42 " + name + rest))
-		if err != nil || st != (stat{'S', 12345}) {
+		want := Stat{
+			Name: name[1 : len(name)-1], State: 'S', Parent: 1, CPU: (11 + 12) * tick, Start: 12345, Resident: 21 * int64(os.Getpagesize()),
+		}
+		if err != nil || st != want {
 			t.Errorf("%q: %+v, %v", name, st, err)
 		}
 	}
@@ -62,5 +66,33 @@ func TestParse(t *testing.T) {
 		if st, err := parse([]byte(bad)); err == nil {
 			t.Errorf("%q: %+v", bad, st)
 		}
+	}
+}
+
+func TestTreeIsAProcessAndWhatDescendsFromIt(t *testing.T) {
+	all := []Stat{{PID: 5, Parent: 4}, {PID: 1}, {PID: 2, Parent: 1}, {PID: 4, Parent: 2}, {PID: 3, Parent: 1}, {PID: 6, Parent: 2}}
+	var got []int
+	for _, st := range Tree(all, 2) {
+		got = append(got, st.PID)
+	}
+	if !slices.Equal(got, []int{2, 4, 6, 5}) {
+		t.Errorf("tree of 2: %v", got)
+	}
+	if tree := Tree(all, 99); tree != nil {
+		t.Errorf("tree of a process that is not there: %v", tree)
+	}
+	if tree := Tree([]Stat{{PID: 0}, {PID: 7, Parent: 7}}, 7); len(tree) != 1 {
+		t.Errorf("tree of its own parent: %v", tree)
+	}
+}
+
+func TestAllHasThisProcess(t *testing.T) {
+	all, err := All()
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(all, func(st Stat) bool { return st.PID == os.Getpid() })
+	if i < 0 || all[i].Parent != os.Getppid() || all[i].Resident == 0 {
+		t.Errorf("this process among %d: %d", len(all), i)
 	}
 }

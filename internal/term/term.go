@@ -63,6 +63,27 @@ func (t *Terminal) Watch(ctx context.Context, f func(Size)) {
 	}
 }
 
+// Keys has each key read as it is pressed, without echo; those that send signals
+// still do. restore may be called many times.
+func (t *Terminal) Keys() (restore func() error, err error) {
+	old, err := unix.IoctlGetTermios(t.fd, unix.TCGETS)
+	if err != nil {
+		return nil, fmt.Errorf("set the terminal up for keys: %w", err)
+	}
+	keys := *old
+	keys.Lflag &^= unix.ICANON | unix.ECHO
+	keys.Cc[unix.VMIN], keys.Cc[unix.VTIME] = 1, 0
+	if err := unix.IoctlSetTermios(t.fd, unix.TCSETS, &keys); err != nil {
+		return nil, fmt.Errorf("set the terminal up for keys: %w", err)
+	}
+	return sync.OnceValue(func() error {
+		if err := unix.IoctlSetTermios(t.fd, unix.TCSETS, old); err != nil {
+			return fmt.Errorf("restore the terminal: %w", err)
+		}
+		return nil
+	}), nil
+}
+
 // Raw puts the terminal into raw mode: every key is a byte, Ctrl-C too, and
 // nothing is echoed. restore may be called many times.
 func (t *Terminal) Raw() (restore func() error, err error) {

@@ -1,0 +1,129 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/fcvm/fcvm/internal/term"
+)
+
+// What a terminal is told (ECMA-48, and xterm's alternate screen).
+const (
+	screenOpen  = "\x1b[?1049h\x1b[?25l" // another screen, no cursor
+	screenClose = "\x1b[?25h\x1b[?1049l"
+	screenHome  = "\x1b[H"
+	lineEnd     = "\x1b[K\r\n"
+	screenRest  = "\x1b[J"
+)
+
+// openTerminal takes the terminal over, if there is one to draw on. Without
+// one to read keys from, it only draws.
+func (s *topScreen) openTerminal() (t *term.Terminal, restore func() error, ok bool) {
+	t, ok = term.Of(s.sys.Stdout)
+	if !ok || !s.format.plain() {
+		return nil, nil, false
+	}
+	keys := func() error { return nil }
+	if in, ok := term.Of(s.sys.Stdin); ok {
+		if r, err := in.Keys(); err == nil {
+			keys = r
+		}
+	}
+	_, _ = io.WriteString(s.sys.Stdout, screenOpen)
+	return t, func() error {
+		_, _ = io.WriteString(s.sys.Stdout, screenClose)
+		return keys()
+	}, true
+}
+
+// live redraws the table until the context ends or a key says so.
+func (s *topScreen) live(ctx context.Context, t *term.Terminal) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	keys := make(chan byte)
+	if _, ok := term.Of(s.sys.Stdin); ok {
+		go readKeys(ctx, s.sys.Stdin, keys)
+	}
+	resized := make(chan struct{}, 1)
+	go t.Watch(ctx, func(term.Size) {
+		select {
+		case resized <- struct{}{}:
+		default:
+		}
+	})
+	tick := time.NewTicker(s.interval)
+	defer tick.Stop()
+	for {
+		if err := s.draw(t); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-resized:
+		case k := <-keys:
+			if k == 'q' {
+				return nil
+			}
+			s.press(k)
+		case <-tick.C:
+			if err := s.source.look(ctx); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// readKeys hands on what is typed. It stays behind in its last read, until the
+// process ends.
+func readKeys(ctx context.Context, in io.Reader, keys chan<- byte) {
+	var b [1]byte
+	for {
+		if n, err := in.Read(b[:]); err != nil || n == 0 {
+			return
+		}
+		select {
+		case keys <- b[0]:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (s *topScreen) press(key byte) {
+	if key == 'r' {
+		s.reverse = !s.reverse
+	}
+	if o, ok := findOrder(func(o topOrder) bool { return o.key == key }); ok {
+		s.order = o
+	}
+}
+
+// draw shows as much of the table as fits.
+func (s *topScreen) draw(t *term.Terminal) error {
+	s.source.sort(s.order, s.reverse)
+	var table bytes.Buffer
+	if err := s.source.table(&table); err != nil {
+		return err
+	}
+	rows, cols := sizeOf(t)()
+	if rows <= 0 || cols <= 0 {
+		rows, cols = 24, 80
+	}
+	var b strings.Builder
+	b.WriteString(screenHome)
+	n := 0
+	for line := range strings.Lines(table.String()) {
+		if n++; n >= rows {
+			break
+		}
+		r := []rune(strings.TrimRight(line, "\n"))
+		b.WriteString(string(r[:min(len(r), cols)]) + lineEnd)
+	}
+	b.WriteString(screenRest)
+	_, err := io.WriteString(s.sys.Stdout, b.String())
+	return err
+}
