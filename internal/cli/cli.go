@@ -133,6 +133,7 @@ the command cannot be run, 127 that it was not found.`,
 		newCpCommand(a, runCp),
 		newRmCommand(a, runRm),
 		newSetupCommand(a),
+		newSystemCommand(a),
 		newVersionCommand(a, runVersion),
 		newManCommand(),
 	)

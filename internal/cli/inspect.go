@@ -5,9 +5,9 @@ import (
 	"errors"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/fcvm/fcvm/internal/store"
+	"github.com/fcvm/fcvm/internal/usage"
 	"github.com/fcvm/fcvm/internal/vm"
 )
 
@@ -83,21 +83,11 @@ func details(st *store.Store, e store.Entry) vmDetails {
 		d.Files.ControlSocket = socket
 	}
 	for _, disk := range e.Record.Resolved.Disks {
-		if size, allocated, err := fileSize(disk.Path); err == nil {
+		if size, allocated, err := usage.File(disk.Path); err == nil {
 			d.DiskUsage = append(d.DiskUsage, diskSize{ID: disk.ID, Size: size, Allocated: allocated})
 		}
 	}
 	return d
-}
-
-// fileSize is a file's size with and without its holes, bytes.
-func fileSize(path string) (size, allocated int64, err error) {
-	var st unix.Stat_t
-	if err := unix.Lstat(path, &st); err != nil {
-		return 0, 0, err
-	}
-	const block = 512 // stat(2)
-	return st.Size, st.Blocks * block, nil
 }
 
 // runInspect prints those that were found even when others were not, and what

@@ -11,6 +11,7 @@ package image
 
 import (
 	"errors"
+	"os"
 	"time"
 
 	"github.com/fcvm/fcvm/internal/progress"
@@ -58,7 +59,7 @@ type EnsureOptions struct {
 	Progress progress.Reporter // nil: progress.Discard
 }
 
-// Image is an image that is in the cache.
+// Image is an image that is in the cache, and stays there until Release.
 type Image struct {
 	Reference string // as it was given
 	Digest    string // of its configuration: "sha256:…"
@@ -66,6 +67,8 @@ type Image struct {
 	Disk      string // path of the ext4 file; read-only, shared by everyone
 	Size      int64  // of Disk in bytes, holes included
 	Cached    bool   // nothing had to be converted
+
+	held *os.File // keeps it in the cache
 }
 
 // Config is what an image says of the process to run. See

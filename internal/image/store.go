@@ -117,7 +117,7 @@ func (s *Store) sweep() {
 }
 
 // Ensure returns the image that ref names, converting it first if the cache
-// has not got it. The error wraps one of this package's sentinels where one
+// has not got it. It stays in the cache until the caller releases it. The error wraps one of this package's sentinels where one
 // fits.
 func (s *Store) Ensure(ctx context.Context, ref string, o EnsureOptions) (Image, error) {
 	if o.Progress == nil {
@@ -131,12 +131,25 @@ func (s *Store) Ensure(ctx context.Context, ref string, o EnsureOptions) (Image,
 	if err != nil {
 		return Image{}, err
 	}
-	img, err := s.ensure(ctx, r, want, o)
-	if err != nil {
-		return Image{}, fmt.Errorf("image %s: %w", ref, err)
+	for try := 1; ; try++ {
+		img, err := s.ensure(ctx, r, want, o)
+		if err == nil {
+			err = s.hold(&img)
+		}
+		if errors.Is(err, errRemoved) && try < holdTries {
+			select {
+			case <-time.After(lockPoll):
+				continue
+			case <-ctx.Done():
+				err = ctx.Err()
+			}
+		}
+		if err != nil {
+			return Image{}, fmt.Errorf("image %s: %w", ref, err)
+		}
+		img.Reference = ref
+		return img, nil
 	}
-	img.Reference = ref
-	return img, nil
 }
 
 func (s *Store) ensure(ctx context.Context, r reference, want platform, o EnsureOptions) (Image, error) {

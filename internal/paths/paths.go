@@ -6,6 +6,7 @@
 //	  lock                       locked to create or remove a VM
 //	  events.jsonl               what happened to VMs
 //	  setup.lock                 locked for one setup at a time
+//	  use.lock                   shared by VMs that are about to use what setup installed
 //	  bin/                       VMMs that setup installed
 //	  kernels/ID/                vmlinux, modules, initramfs-AGENT.cpio
 //	  roots/ID/rootfs.ext4       guest roots
@@ -89,6 +90,7 @@ func runtimeDir(getenv func(string) string, uid int) string {
 
 func (l Layout) Setup() string            { return filepath.Join(l.Data, "setup.json") }
 func (l Layout) Lock() string             { return filepath.Join(l.Data, "lock") }
+func (l Layout) UseLock() string          { return filepath.Join(l.Data, "use.lock") }
 func (l Layout) SetupLock() string        { return filepath.Join(l.Data, "setup.lock") }
 func (l Layout) Bin() string              { return filepath.Join(l.Data, "bin") }
 func (l Layout) Kernels() string          { return filepath.Join(l.Data, "kernels") }

@@ -108,6 +108,37 @@ func makeTemplate(ctx context.Context, path string, size int64) (err error) {
 	return os.Rename(f.Name(), path)
 }
 
+// Template is a file in the directory of Scratch's templates.
+type Template struct {
+	Path    string
+	Current bool // Scratch would take it
+}
+
+// Templates lists what Scratch has made to copy from. Any of it may be removed
+// at any time: it is made again when it is needed.
+func Templates(dir string) ([]Template, error) {
+	found, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil {
+		return nil, err
+	}
+	left, err := filepath.Glob(filepath.Join(dir, templateTemp+"*"))
+	if err != nil {
+		return nil, err
+	}
+	var list []Template
+	for _, p := range append(found, left...) {
+		st, err := os.Lstat(p)
+		if err != nil || !st.Mode().IsRegular() {
+			continue // gone, or not ours
+		}
+		name := filepath.Base(p)
+		made := strings.HasPrefix(name, fmt.Sprintf("v%d-", templateVersion))
+		making := strings.HasPrefix(name, templateTemp) && time.Since(st.ModTime()) < templateMaxAge
+		list = append(list, Template{Path: p, Current: made || making})
+	}
+	return list, nil
+}
+
 // sweepTemplates drops what a process that was killed has left. What cannot
 // be dropped now is tried again next time.
 func sweepTemplates(dir string) {

@@ -78,7 +78,7 @@ func run(ctx context.Context, d Deps, o Options) (Result, error) {
 // live goes from nothing to the end of the container, and through its restarts.
 func (l *life) live(ctx context.Context) (int, error) {
 	for _, step := range []func(context.Context) error{
-		l.chooseDriver, l.findArtifacts, l.createRecord, l.serveControl, l.getImage,
+		l.chooseDriver, l.takeArtifacts, l.serveControl, l.getImage,
 	} {
 		if err := step(ctx); err != nil {
 			return 0, err
@@ -166,6 +166,20 @@ func (l *life) chooseDriver(ctx context.Context) error {
 	return nil
 }
 
+// takeArtifacts finds what setup has installed, and records that it is used
+// before anybody can remove it.
+func (l *life) takeArtifacts(ctx context.Context) error {
+	release, err := l.Setup.Hold(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := l.findArtifacts(ctx); err != nil {
+		return err
+	}
+	return l.createRecord(ctx)
+}
+
 func (l *life) findArtifacts(ctx context.Context) error {
 	a, err := l.Setup.Artifacts(ctx)
 	if err != nil {
@@ -213,6 +227,7 @@ func (l *life) getImage(ctx context.Context) error {
 		return err
 	}
 	l.image = img
+	l.undo.add("release the image", func(context.Context) error { l.image.Release(); return nil })
 	args := command(&l.Spec.Container, &img.Config)
 	if len(args) == 0 {
 		return fmt.Errorf("%w: give one after the image: fcvm run %s COMMAND", ErrNoCommand, l.Spec.Image)
