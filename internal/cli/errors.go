@@ -95,6 +95,8 @@ func hint(err error) string {
 		return "choose another one with --data-dir or FCVM_DATA_DIR"
 	case errors.Is(err, image.ErrNoSpace), errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		return "make room, or choose another data directory with --data-dir or FCVM_DATA_DIR"
+	case errors.Is(err, syscall.EROFS):
+		return "the data directory is on a file system that is read-only: what is there can be looked at; for more, choose another one with --data-dir or FCVM_DATA_DIR"
 	case errors.Is(err, context.DeadlineExceeded):
 		return "try again; the host or the network may have been busy"
 	}

@@ -8,6 +8,7 @@ package events
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -85,11 +86,31 @@ func (l *Log) Append(e Event) error {
 	if err != nil {
 		return fmt.Errorf("write event: %w", err)
 	}
-	_, err = f.Write(append(b, '\n'))
+	if _, err = f.Write(append(b, '\n')); err != nil {
+		err = errors.Join(err, takeBack(f)) // the next one would be lost with it
+	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("write event: %w", err)
 	}
 	return nil
+}
+
+// takeBack cuts off half a line, as a full disk leaves it.
+func takeBack(f *os.File) error {
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	end := make([]byte, min(st.Size(), maxLine))
+	r, err := os.Open(f.Name())
+	if err != nil {
+		return err
+	}
+	defer func() { _ = r.Close() }()
+	if _, err := r.ReadAt(end, st.Size()-int64(len(end))); err != nil {
+		return err
+	}
+	return f.Truncate(st.Size() - int64(len(end)-1-bytes.LastIndexByte(end, '\n')))
 }
 
 func (l *Log) old() string { return l.path + ".1" }

@@ -2,6 +2,7 @@ package events
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -71,5 +72,21 @@ func TestFollowOverRotation(t *testing.T) {
 	all.Wait()
 	if seen != n {
 		t.Errorf("%d events, want %d", seen, n)
+	}
+}
+
+func TestHalfALineIsTakenBack(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "events")
+	for text, want := range map[string]string{"": "", "half": "", "whole\n": "whole\n", "whole\nhalf": "whole\n"} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+		if err == nil {
+			err = errors.Join(takeBack(f), f.Close())
+		}
+		if got, _ := os.ReadFile(path); err != nil || string(got) != want {
+			t.Errorf("%q becomes %q, %v; want %q", text, got, err, want)
+		}
 	}
 }

@@ -134,6 +134,7 @@ const (
 func (d VMDir) join(name string) string { return filepath.Join(string(d), name) }
 
 func (d VMDir) Record() string       { return d.join("state.json") }
+func (d VMDir) Reserve() string      { return d.join("reserve") }
 func (d VMDir) Lock() string         { return d.join("lock") }
 func (d VMDir) Console() string      { return d.join("console.log") }
 func (d VMDir) VMMLog() string       { return d.join("vmm.log") }

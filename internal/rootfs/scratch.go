@@ -29,6 +29,7 @@ const (
 	// templateVersion changes when scratchFeatures or scratchOptions do.
 	templateVersion = 1
 	templateTemp    = ".new-"
+	templateTries   = 20
 	templateMaxAge  = time.Hour // of one that is being made
 	mkfsGrace       = 5 * time.Second
 )
@@ -55,14 +56,16 @@ func Scratch(ctx context.Context, templatesDir string, size int64, dst string) e
 	}
 	size = (size + mib - 1) / mib * mib
 	template := filepath.Join(templatesDir, fmt.Sprintf("v%d-%dM.ext4", templateVersion, size/mib))
-	err := CopySparse(ctx, dst, template)
-	if !missing(template, err) {
-		return err
+	for try := 1; ; try++ {
+		err := CopySparse(ctx, dst, template)
+		// Somebody who cleans up may remove it again before it is copied.
+		if !missing(template, err) || try == templateTries {
+			return err
+		}
+		if err := makeTemplate(ctx, template, size); err != nil {
+			return fmt.Errorf("make scratch disk: %w", noSpace(err, templatesDir))
+		}
 	}
-	if err := makeTemplate(ctx, template, size); err != nil {
-		return fmt.Errorf("make scratch disk: %w", noSpace(err, templatesDir))
-	}
-	return CopySparse(ctx, dst, template)
 }
 
 // missing reports whether err is about the template not being there, rather
@@ -114,8 +117,9 @@ type Template struct {
 	Current bool // Scratch would take it
 }
 
-// Templates lists what Scratch has made to copy from. Any of it may be removed
-// at any time: it is made again when it is needed.
+// Templates lists what Scratch has made to copy from, and what it has left
+// behind. Any of it may be removed at any time: it is made again when it is
+// needed. What is just being made is not listed.
 func Templates(dir string) ([]Template, error) {
 	found, err := filepath.Glob(filepath.Join(dir, "*"))
 	if err != nil {
@@ -133,8 +137,10 @@ func Templates(dir string) ([]Template, error) {
 		}
 		name := filepath.Base(p)
 		made := strings.HasPrefix(name, fmt.Sprintf("v%d-", templateVersion))
-		making := strings.HasPrefix(name, templateTemp) && time.Since(st.ModTime()) < templateMaxAge
-		list = append(list, Template{Path: p, Current: made || making})
+		if strings.HasPrefix(name, templateTemp) && time.Since(st.ModTime()) < templateMaxAge {
+			continue
+		}
+		list = append(list, Template{Path: p, Current: made})
 	}
 	return list, nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -217,4 +218,50 @@ func TestCopySparse(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Templates may be removed at any time, but for those that are being made.
+func TestTemplatesMayBeRemovedAtAnyTime(t *testing.T) {
+	needMkfs(t)
+	dir := filepath.Join(t.TempDir(), "templates")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	old := filepath.Join(dir, "v0-1M.ext4")
+	if err := os.WriteFile(old, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := Templates(dir); err != nil || len(list) != 1 || list[0].Path != old || list[0].Current {
+		t.Errorf("%+v, %v", list, err)
+	}
+	stop, stopped := make(chan struct{}), make(chan int)
+	go func() {
+		removed := 0
+		for {
+			list, err := Templates(dir)
+			if err != nil {
+				t.Error(err)
+			}
+			for _, l := range list {
+				if os.Remove(l.Path) == nil {
+					removed++
+				}
+			}
+			select {
+			case <-stop:
+				stopped <- removed
+				return
+			case <-time.After(5 * time.Millisecond):
+			}
+		}
+	}()
+	for i := range 10 {
+		if err := Scratch(t.Context(), dir, MinScratch, filepath.Join(t.TempDir(), fmt.Sprint(i))); err != nil {
+			t.Error(err)
+		}
+	}
+	close(stop)
+	if n := <-stopped; n < 2 {
+		t.Errorf("%d templates were removed meanwhile", n)
+	}
 }

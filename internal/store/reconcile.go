@@ -101,7 +101,7 @@ func (s *Store) reconcileVM(id string) error {
 		s.tell(events.Removed, &rec, "")
 		return nil
 	}
-	if err := writeJSON(dir.Record(), &rec); err != nil {
+	if err := writeRecord(dir, &rec, writeJSON); err != nil {
 		return err
 	}
 	s.tell(events.Stopped, &rec, rec.Reason)

@@ -2,7 +2,6 @@ package supervisor
 
 import (
 	"context"
-	"errors"
 	"io"
 	"time"
 
@@ -41,7 +40,11 @@ func (in *instance) openOutput() error {
 func (in *instance) closeLog(log *logs.Writer) error {
 	err := log.Close()
 	if lost, _ := log.Lost(); lost > 0 {
-		err = errors.Join(err, in.vm.Update(func(r *vm.Record) error { r.LogLost += lost; return nil }))
+		if in.vm.Update(func(r *vm.Record) error { r.LogLost += lost; return nil }) != nil {
+			in.mu.Lock()
+			in.unwritten = append(in.unwritten, func(r *vm.Record) { r.LogLost += lost })
+			in.mu.Unlock()
+		}
 	}
 	return err
 }
@@ -51,12 +54,14 @@ func (in *instance) closeLog(log *logs.Writer) error {
 func (in *instance) boundConsole(ctx context.Context) {
 	tick := time.NewTicker(trimPause)
 	defer tick.Stop()
+	full := false
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
+		full = in.watchRoom(full)
 		for _, path := range []string{in.vm.Dir().Console(), in.vm.Dir().VMMLog()} {
 			if err := logs.Trim(path, consoleKept); err != nil {
 				in.Verbose(err.Error())

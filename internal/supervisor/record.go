@@ -34,7 +34,13 @@ func processOf(pid int) vm.Process {
 // closeRecord writes how the VM ended, and lets go of it; a VM that was to be
 // removed goes with its directory.
 func (l *life) closeRecord(code int, err error) error {
+	l.mu.Lock()
+	unwritten := l.unwritten
+	l.mu.Unlock()
 	werr := l.vm.Update(func(r *vm.Record) error {
+		for _, add := range unwritten {
+			add(r)
+		}
 		r.Phases = l.timer.phases
 		r.Ready, r.Health = false, ""
 		if err != nil {

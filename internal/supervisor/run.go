@@ -53,6 +53,8 @@ type life struct {
 	current  *instance // that boots or runs; nil: none
 	stopping bool      // somebody asked for the end: no restart
 	ended    control.Ended
+	// What the record could not take yet.
+	unwritten []func(*vm.Record)
 }
 
 func run(ctx context.Context, d Deps, o Options) (Result, error) {

@@ -65,6 +65,19 @@ type Record struct {
 	// LogLost is how many bytes of the container's output could not be written
 	// to its log.
 	LogLost int64 `json:"log_lost,omitempty"`
+
+	// Warnings are what has gone wrong without ending the VM, MaxWarnings at most.
+	Warnings []Event `json:"warnings,omitempty"`
+}
+
+// MaxWarnings is how many a record keeps, the first ones.
+const MaxWarnings = 20
+
+// Warn writes down what has gone wrong without ending the VM.
+func (r *Record) Warn(reason string, now time.Time) {
+	if len(r.Warnings) < MaxWarnings {
+		r.Warnings = append(slices.Clip(r.Warnings), Event{Time: now.UTC(), Status: r.Status, Reason: reason})
+	}
 }
 
 // Event is one change of status.

@@ -48,6 +48,8 @@ func args(cfg *vmm.Config, h host) []string {
 		// started a container a third more slowly.
 		a = append(a, "-accel", "tcg,thread=single")
 	}
+	// A disk of the host that is full is an error in the guest. Else QEMU would
+	// stop the guest, without a word.
 	for _, d := range cfg.Disks {
 		ro := "off"
 		if d.ReadOnly {
@@ -55,7 +57,7 @@ func args(cfg *vmm.Config, h host) []string {
 		}
 		a = append(a,
 			"-blockdev", fmt.Sprintf("driver=raw,node-name=%s,read-only=%s,discard=unmap,file.driver=file,file.filename=%s", d.ID, ro, escape(d.Path)),
-			"-device", fmt.Sprintf("virtio-blk-pci,drive=%s,serial=%s", d.ID, d.ID))
+			"-device", fmt.Sprintf("virtio-blk-pci,drive=%s,serial=%s,werror=report,rerror=report", d.ID, d.ID))
 	}
 	if n := cfg.Net; n != nil {
 		if n.Socket != nil {
