@@ -127,6 +127,7 @@ const (
 	ImageName   = "image.ext4"
 	ScratchName = "scratch.ext4"
 	VsockName   = "vsock.sock"
+	CgroupName  = "cgroup" // a link to the VM's control group, while there is one
 )
 
 func (d VMDir) join(name string) string { return filepath.Join(string(d), name) }
@@ -137,6 +138,7 @@ func (d VMDir) Console() string      { return d.join("console.log") }
 func (d VMDir) VMMLog() string       { return d.join("vmm.log") }
 func (d VMDir) ContainerLog() string { return d.join("container.log") }
 func (d VMDir) Scratch() string      { return d.join(ScratchName) }
+func (d VMDir) Cgroup() string       { return d.join(CgroupName) }
 
 func checkSocket(path string) (string, error) {
 	if len(path) > SocketLimit {

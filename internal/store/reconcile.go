@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/fcvm/fcvm/internal/cgroup"
 	"github.com/fcvm/fcvm/internal/events"
 	"github.com/fcvm/fcvm/internal/proc"
 	"github.com/fcvm/fcvm/internal/vm"
@@ -86,6 +88,9 @@ func (s *Store) reconcileVM(id string) error {
 		return nil
 	}
 	endVMM(rec.Resolved.VMM)
+	if err := s.removeCgroup(id); err != nil {
+		return err
+	}
 	if err := s.layout.RemoveControlSocket(id); err != nil {
 		return err
 	}
@@ -106,6 +111,28 @@ func (s *Store) reconcileVM(id string) error {
 	}
 	s.tell(events.Stopped, &rec, rec.Reason)
 	return nil
+}
+
+// cgroupTimeout bounds the end of what is left in a VM's control group.
+const cgroupTimeout = 5 * time.Second
+
+// removeCgroup ends what is left of a VM's processes and removes their group.
+// After a reboot there is nothing of it.
+func (s *Store) removeCgroup(id string) error {
+	link := s.layout.VM(id).Cgroup()
+	dir, err := os.Readlink(link)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("find the control group of VM %s: %w", id, err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), cgroupTimeout)
+	defer cancel()
+	if err := cgroup.Remove(ctx, dir, id); err != nil {
+		return err
+	}
+	return os.Remove(link)
 }
 
 // endVMM kills a VMM that outlived its supervisor. The kernel has done so

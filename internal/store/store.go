@@ -284,6 +284,9 @@ func (s *Store) Remove(id string) error {
 			return fmt.Errorf("remove VM %s: %w", id, vm.ErrRunning)
 		}
 		defer func() { _ = l.Close() }()
+		if err := s.removeCgroup(id); err != nil {
+			return err
+		}
 		rec, _ := s.read(id) // one that is broken has at least its id
 		if err := s.removeDir(id); err != nil {
 			return err

@@ -90,6 +90,20 @@ type Resolved struct {
 	Network      string   `json:"network,omitempty"`
 	Ports        []string `json:"ports,omitempty"` // HOSTIP:HOSTPORT->GUESTPORT/PROTOCOL
 	Command      []string `json:"command,omitempty"`
+	Limits       Limits   `json:"limits,omitzero"`
+}
+
+// Limits is what the host lets the VM's processes use: those of the VMM, and
+// what belongs to it, but not the supervisor.
+type Limits struct {
+	By       string   `json:"by,omitempty"`        // who made the control group: systemd or cgroupfs; empty: there is none
+	Cgroup   string   `json:"cgroup,omitempty"`    // its directory
+	Memory   uint64   `json:"memory,omitempty"`    // bytes: the guest's, and what the VMM needs beside it
+	CPUs     int      `json:"cpus,omitempty"`      // processors' worth of time
+	IOWeight int      `json:"io_weight,omitempty"` // share of a busy disk; others have 100
+	IORate   uint64   `json:"io_rate,omitempty"`   // bytes a second, each way
+	Missing  []string `json:"missing,omitempty"`   // those of them that this host does not have
+	Note     string   `json:"note,omitempty"`      // why there are none
 }
 
 // Phase is how long one step of the start took.

@@ -18,6 +18,8 @@ const (
 	MinMemoryMiB = 128 // below it the guest's kernel and Podman do not come up
 	MaxMemoryMiB = 1 << 20
 	MaxCPUs      = 32 // Firecracker's limit
+
+	MinIORate = 1 << 20 // bytes a second; with less a guest takes minutes to boot
 )
 
 // Init says what is process 1 of the guest once it is up.
@@ -55,6 +57,10 @@ type Spec struct {
 	Restart   Restart           `json:"restart,omitzero"`
 	Gate      Gate              `json:"gate,omitzero"`
 	Health    *Health           `json:"health,omitempty"` // in place of the image's
+
+	// IORate bounds what the VM reads from the host's disk, and what it writes
+	// there: bytes a second; 0: no bound.
+	IORate uint64 `json:"io_rate,omitzero"`
 
 	// BootTimeout bounds the time from the VMM's start to the agent's
 	// answer; 0 takes the driver's default.
@@ -94,6 +100,8 @@ func (s *Spec) Validate() error {
 		return fmt.Errorf("%w: --cpu %d: a VM has 1 to %d virtual CPUs", ErrInvalid, s.CPUs, MaxCPUs)
 	case s.MemoryMiB < MinMemoryMiB || s.MemoryMiB > MaxMemoryMiB:
 		return fmt.Errorf("%w: --mem %d: a VM has %d to %d MiB of memory", ErrInvalid, s.MemoryMiB, MinMemoryMiB, MaxMemoryMiB)
+	case s.IORate != 0 && s.IORate < MinIORate:
+		return fmt.Errorf("%w: --io-max %d: it is at least %d bytes a second", ErrInvalid, s.IORate, MinIORate)
 	case s.Init != InitAgent && s.Init != InitSystemd:
 		return fmt.Errorf("%w: --init %q: it is agent or systemd", ErrInvalid, s.Init)
 	case s.Logs != LogsStream && s.Logs != LogsFile && s.Logs != LogsBoth:

@@ -100,6 +100,9 @@ type Capabilities struct {
 	SockNetwork bool // takes Net.Socket
 	AgentVsock  bool // agent channel is vsock; else virtio-serial
 	BootTimeout time.Duration
+	// MemoryOverheadMiB is what the VMM's process may need beside the guest's
+	// memory, with room to spare, MiB.
+	MemoryOverheadMiB int
 }
 
 // Driver starts machines of one kind of VMM. It is stateless and safe for
@@ -168,6 +171,7 @@ type Command struct {
 	Stdout *os.File
 	Stderr *os.File
 	Extra  []*os.File // descriptors 3, 4, …
+	Cgroup *os.File   // the control group that it is born into; nil: this process's
 }
 
 // Process is a started VMM.

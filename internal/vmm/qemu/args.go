@@ -46,7 +46,7 @@ func args(cfg *vmm.Config, h host) []string {
 		// One thread for all virtual CPUs: guests of two with a thread for each
 		// have locked up on busy hosts, each CPU waiting for the other, and
 		// started a container a third more slowly.
-		a = append(a, "-accel", "tcg,thread=single")
+		a = append(a, "-accel", fmt.Sprintf("tcg,thread=single,tb-size=%d", codeBuffer))
 	}
 	for _, d := range cfg.Disks {
 		ro := "off"
