@@ -160,8 +160,11 @@ func Remove(ctx context.Context, dir, id string) error {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); errors.Is(err, unix.ENOENT) {
 		return nil
-	} else if err != nil || st.Type != unix.CGROUP2_SUPER_MAGIC {
-		return fmt.Errorf("remove control group: %s is none (%v)", dir, err)
+	} else if err != nil {
+		return fmt.Errorf("remove control group %s: %w", dir, err)
+	}
+	if st.Type != unix.CGROUP2_SUPER_MAGIC {
+		return fmt.Errorf("remove control group: %s is none", dir)
 	}
 	return remove(ctx, dir)
 }

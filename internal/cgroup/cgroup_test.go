@@ -140,7 +140,7 @@ func TestGroup(t *testing.T) {
 
 // A group is made again under its name as soon as it is closed.
 func TestAgain(t *testing.T) {
-	for range 3 {
+	for range 5 {
 		g := need(t, "aaaaaaaaaaaa", Limits{Memory: 256 << 20})
 		start(t, g)
 		if err := g.Close(t.Context()); err != nil {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -17,22 +18,31 @@ import (
 // pollPause is the wait between two looks at a group that is on its way out.
 const pollPause = 2 * time.Millisecond
 
-// remove kills what is in a group, waits for it, and removes the group. One of
-// systemd's is removed by systemd, when it is empty; whoever is first.
+// ownerPause is how long systemd may take to remove a scope that is empty,
+// before it is done for it: never, as long as systemd lives.
+const ownerPause = 3 * time.Second
+
+// remove kills what is in a group, waits for it, and removes the group. A scope
+// is systemd's to remove: of one whose directory somebody else has taken away,
+// systemd never learns that it is empty, and goes on knowing it.
 func remove(ctx context.Context, dir string) error {
+	began := time.Now()
 	for {
 		// In a loop: where there is no cgroup.kill, new ones may come meanwhile.
-		if err := killAll(dir); gone(err) {
+		// ENODEV: somebody is just removing it.
+		if err := killAll(dir); errors.Is(err, fs.ErrNotExist) {
 			return nil
-		} else if err != nil {
+		} else if err != nil && !errors.Is(err, unix.ENODEV) {
 			return fmt.Errorf("kill what is in control group %s: %w", dir, err)
 		}
-		err := os.Remove(dir)
-		if err == nil || gone(err) {
-			return nil
-		}
-		if !errors.Is(err, unix.EBUSY) { // processes that are still ending
-			return fmt.Errorf("remove control group: %w", err)
+		if !strings.HasSuffix(dir, scopeSuffix) || time.Since(began) > ownerPause {
+			err := os.Remove(dir)
+			if err == nil || errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			if !errors.Is(err, unix.EBUSY) { // processes that are still ending
+				return fmt.Errorf("remove control group: %w", err)
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -41,8 +51,6 @@ func remove(ctx context.Context, dir string) error {
 		}
 	}
 }
-
-func gone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) }
 
 // killAll kills all of a group at once (cgroup.kill, Linux 5.14), or one by one.
 func killAll(dir string) error {
