@@ -116,6 +116,11 @@ func (c *Client) Rename(ctx context.Context, name string) error {
 	return c.call(ctx, http.MethodPost, pathRename, RenameRequest{Name: name}, nil)
 }
 
+// Update changes the VM while it runs.
+func (c *Client) Update(ctx context.Context, u UpdateRequest) error {
+	return c.call(ctx, http.MethodPost, pathUpdate, u, nil)
+}
+
 // Wait returns when the VM has ended, with how. An error that wraps ErrGone
 // says that it ended without a word.
 func (c *Client) Wait(ctx context.Context) (Ended, error) {

@@ -91,6 +91,8 @@ type Resolved struct {
 	Ports        []string `json:"ports,omitempty"` // HOSTIP:HOSTPORT->GUESTPORT/PROTOCOL
 	Command      []string `json:"command,omitempty"`
 	Limits       Limits   `json:"limits,omitzero"`
+	// BalloonMiB is what the guest was last asked to give up.
+	BalloonMiB int `json:"balloon_mib"`
 }
 
 // Limits is what the host lets the VM's processes use: those of the VMM, and

@@ -36,6 +36,7 @@ func args(cfg *vmm.Config, h host) []string {
 		"-chardev", fmt.Sprintf("socket,id=agent,fd=%d", fdAgent),
 		"-device", "virtserialport,chardev=agent,nr=1,name=" + vmm.AgentSerialName,
 		"-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng",
+		"-device", "virtio-balloon-pci,deflate-on-oom=on",
 		// A guest that breaks out of QEMU's devices finds that it can neither
 		// start programs nor become another user.
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",

@@ -10,6 +10,8 @@ const (
 	PathEcho     = "/test/echo"     // POST: the body comes back as it arrives
 	PathDisk     = "/test/disk"     // PUT ?disk=vdb: the body becomes the disk's head
 	PathLink     = "/test/link"     // POST: configure the interface, send a packet to the gateway
+	PathFree     = "/test/free"     // GET: the memory that the guest does not use, MiB
+	PathTouch    = "/test/touch"    // POST: write to all memory that is free, and let it go
 	PathMetadata = "/test/metadata" // GET: Metadata; after PathLink
 )
 
