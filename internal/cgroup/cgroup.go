@@ -33,6 +33,9 @@ import (
 // says why.
 var ErrNone = errors.New("no control group")
 
+// ErrForeign: a directory is not the control group of that VM.
+var ErrForeign = errors.New("not a control group of this VM")
+
 // The two makers of groups.
 const (
 	BySystemd = "systemd"
@@ -68,11 +71,15 @@ type Group struct {
 }
 
 // Open makes a group for a VM, or prepares to have it made by systemd, which
-// makes none without a process. The error wraps ErrNone, and says why, where
-// there is none to be had.
-func Open(ctx context.Context, id string, l Limits) (*Group, error) { return hostFS().open(ctx, id, l) }
+// makes none without a process, and removes it when it is empty. The error
+// wraps ErrNone, and says why, where there is none to be had. claim is told
+// where the group will be just before it is made, so that somebody else can
+// remove it; nil: nobody is told.
+func Open(ctx context.Context, id string, l Limits, claim func(dir string) error) (*Group, error) {
+	return hostFS().open(ctx, id, l, claim)
+}
 
-func (h host) open(ctx context.Context, id string, l Limits) (*Group, error) {
+func (h host) open(ctx context.Context, id string, l Limits, claim func(dir string) error) (*Group, error) {
 	t, err := h.tree()
 	if err != nil {
 		return nil, err
@@ -84,7 +91,7 @@ func (h host) open(ctx context.Context, id string, l Limits) (*Group, error) {
 			return &Group{by: BySystemd, name: s.name, scope: s}, nil
 		}
 	}
-	g, err := t.create(id, l)
+	g, err := t.create(id, l, claim)
 	if err != nil {
 		return nil, errors.Join(err, why)
 	}
@@ -151,11 +158,12 @@ func (g *Group) Close(ctx context.Context) error {
 }
 
 // Remove kills what is left in the group of a VM and removes it. dir is what
-// Group.Dir was; one that is gone already is no error.
+// Group.Dir was; one that is gone already is no error, one that cannot be that
+// VM's is ErrForeign.
 func Remove(ctx context.Context, dir, id string) error {
 	base := filepath.Base(dir)
 	if !filepath.IsAbs(dir) || base != prefix+id && base != prefix+id+scopeSuffix {
-		return fmt.Errorf("remove control group: %q is not one of VM %s", dir, id)
+		return fmt.Errorf("remove control group %q of VM %s: %w", dir, id, ErrForeign)
 	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); errors.Is(err, unix.ENOENT) {
@@ -164,7 +172,7 @@ func Remove(ctx context.Context, dir, id string) error {
 		return fmt.Errorf("remove control group %s: %w", dir, err)
 	}
 	if st.Type != unix.CGROUP2_SUPER_MAGIC {
-		return fmt.Errorf("remove control group: %s is none", dir)
+		return fmt.Errorf("remove control group %q of VM %s: %w", dir, id, ErrForeign)
 	}
 	return remove(ctx, dir)
 }

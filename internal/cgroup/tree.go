@@ -95,12 +95,18 @@ func (h host) mount() (string, error) {
 }
 
 // create makes a group below the nearest ancestor that takes one.
-func (t tree) create(id string, l Limits) (*Group, error) {
+func (t tree) create(id string, l Limits, claim func(dir string) error) (*Group, error) {
 	var refused []string
 	for dir := t.own; ; dir = filepath.Dir(dir) {
 		have, err := enable(dir)
 		if err == nil {
-			return makeGroup(filepath.Join(dir, prefix+id), have, l)
+			dir = filepath.Join(dir, prefix+id)
+			if claim != nil {
+				if err := claim(dir); err != nil {
+					return nil, err
+				}
+			}
+			return makeGroup(dir, have, l)
 		}
 		refused = append(refused, err.Error())
 		if dir == t.root || len(dir) <= len(t.root) {

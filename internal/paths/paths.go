@@ -99,9 +99,15 @@ func (l Layout) Events() string           { return filepath.Join(l.Data, "events
 func (l Layout) VMs() string              { return filepath.Join(l.Data, "vms") }
 func (l Layout) VM(id string) VMDir       { return VMDir(filepath.Join(l.VMs(), id)) }
 
+// ControlSuffix ends the name of a control socket; the VM's id is before it.
+const ControlSuffix = ".sock"
+
+// ControlSockets is where the supervisors of all VMs listen.
+func (l Layout) ControlSockets() string { return filepath.Join(l.Runtime, "vms") }
+
 // ControlSocket is where the supervisor of a VM listens.
 func (l Layout) ControlSocket(id string) (string, error) {
-	return checkSocket(filepath.Join(l.Runtime, "vms", id+".sock"))
+	return checkSocket(filepath.Join(l.ControlSockets(), id+ControlSuffix))
 }
 
 // RemoveControlSocket drops what a supervisor that died has left.
@@ -138,6 +144,7 @@ func (d VMDir) Console() string      { return d.join("console.log") }
 func (d VMDir) VMMLog() string       { return d.join("vmm.log") }
 func (d VMDir) ContainerLog() string { return d.join("container.log") }
 func (d VMDir) Scratch() string      { return d.join(ScratchName) }
+func (d VMDir) Reserve() string      { return d.join("reserve") } // room for the record on a disk that is full
 func (d VMDir) Cgroup() string       { return d.join(CgroupName) }
 
 func checkSocket(path string) (string, error) {

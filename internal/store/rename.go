@@ -53,7 +53,7 @@ func (s *Store) Rename(id, name string) error {
 		}
 		old := rec.Name
 		rec.Name = name
-		if err := writeJSON(s.layout.VM(id).Record(), &rec); err != nil {
+		if err := writeRecord(s.layout.VM(id), &rec); err != nil {
 			return err
 		}
 		s.tell(events.Renamed, &rec, old)

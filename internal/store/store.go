@@ -7,6 +7,7 @@
 package store
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/gofrs/flock"
 	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
 
 	"github.com/fcvm/fcvm/internal/events"
 	"github.com/fcvm/fcvm/internal/paths"
@@ -64,6 +66,11 @@ func Open(layout paths.Layout) (*Store, error) {
 	return &Store{layout: layout}, nil
 }
 
+// Tidy reconciles the VMs of a data directory that may not be there, for
+// commands that have nothing else to do with VMs. What it cannot do, another
+// command will.
+func Tidy(layout paths.Layout) { _ = (&Store{layout: layout}).Reconcile() }
+
 // Layout says where the store's files lie.
 func (s *Store) Layout() paths.Layout { return s.layout }
 
@@ -88,13 +95,16 @@ func (s *Store) Create(name string, spec vm.Spec) (*VM, error) {
 	}
 	var v *VM
 	err := s.withLock(func() error {
-		_ = s.reconcileLocked() // what cannot be reconciled is no other VM's trouble
-		entries, err := s.list()
+		found, err := s.scan()
+		if err == nil && found.untidy {
+			_ = s.reconcileLocked() // what cannot be reconciled is no other VM's trouble
+			found, err = s.scan()
+		}
 		if err != nil {
 			return err
 		}
 		taken := map[string]vm.Record{}
-		for _, e := range entries {
+		for _, e := range found.entries {
 			if e.Err == nil {
 				taken[e.Record.Name] = e.Record
 			}
@@ -130,7 +140,7 @@ func (s *Store) create(name string, spec vm.Spec) (*VM, error) {
 	v := &VM{store: s, id: id, rec: vm.Record{
 		Schema: vm.RecordSchema, ID: id, Name: name, Created: now, Spec: spec,
 		Status: vm.StatusCreated, History: []vm.Event{{Time: now, Status: vm.StatusCreated}},
-		Supervisor: vm.Process{PID: os.Getpid(), Start: start},
+		Supervisor: vm.Process{PID: os.Getpid(), Start: start}, Boot: proc.BootID(),
 	}}
 	dir := s.layout.VM(id)
 	if err := os.Mkdir(string(dir), 0o700); err != nil {
@@ -139,7 +149,7 @@ func (s *Store) create(name string, spec vm.Spec) (*VM, error) {
 	if v.lock, err = tryLock(dir.Lock()); err == nil {
 		if v.lock == nil {
 			err = errors.New("somebody else has locked its new directory")
-		} else if err = v.write(); err != nil {
+		} else if err = errors.Join(reserve(dir), v.write()); err != nil {
 			_ = v.lock.Close()
 		}
 	}
@@ -151,43 +161,35 @@ func (s *Store) create(name string, spec vm.Spec) (*VM, error) {
 }
 
 // List returns every VM, oldest first. A record that cannot be read is an
-// entry with Err set; it never fails the listing. Nor does a VM that cannot be
-// reconciled, as in a data directory that is read-only: it is listed as it was
-// found, not alive and yet not ended.
+// entry with Err set; it never fails the listing. Nor does a VM whose end cannot
+// be written down, as in a data directory that is read-only or full: it is
+// listed as ended all the same.
 func (s *Store) List() ([]Entry, error) {
-	_ = s.Reconcile()
-	return s.list()
-}
-
-func (s *Store) list() ([]Entry, error) {
-	ids, err := s.ids()
+	found, err := s.scan()
+	if err == nil && found.untidy {
+		_ = s.withLock(s.reconcileLocked)
+		found, err = s.scan()
+	}
 	if err != nil {
 		return nil, err
 	}
-	entries := make([]Entry, 0, len(ids))
-	for _, id := range ids {
-		rec, err := s.read(id)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // removed meanwhile, or not written yet
+	for i := range found.entries {
+		if e := &found.entries[i]; e.lost() {
+			settle(&e.Record)
 		}
-		entries = append(entries, Entry{Record: rec, Err: err, Alive: s.alive(id)})
 	}
-	slices.SortStableFunc(entries, func(a, b Entry) int { return a.Record.Created.Compare(b.Record.Created) })
-	return entries, nil
+	return found.sorted(), nil
 }
 
-func (s *Store) ids() ([]string, error) {
-	dirs, err := os.ReadDir(s.layout.VMs())
-	if err != nil {
-		return nil, fmt.Errorf("list VMs: %w", err)
-	}
-	var ids []string
-	for _, d := range dirs {
-		if d.IsDir() && vm.ValidID(d.Name()) {
-			ids = append(ids, d.Name())
-		}
-	}
-	return ids, nil
+// list returns the VMs as their records have them.
+func (s *Store) list() ([]Entry, error) {
+	found, err := s.scan()
+	return found.sorted(), err
+}
+
+func (f scanned) sorted() []Entry {
+	slices.SortStableFunc(f.entries, func(a, b Entry) int { return a.Record.Created.Compare(b.Record.Created) })
+	return f.entries
 }
 
 // read returns the record; even with an error its ID is set.
@@ -205,22 +207,24 @@ func (s *Store) read(id string) (vm.Record, error) {
 	if len(b) > maxRecord {
 		return broken, fmt.Errorf("%w: %s is larger than %d bytes", ErrBroken, f.Name(), maxRecord)
 	}
-	var head struct {
+	var rec vm.Record
+	unreadable := json.Unmarshal(b, &rec)
+	head := struct {
 		Schema int    `json:"schema"`
 		ID     string `json:"id"`
+	}{rec.Schema, rec.ID}
+	if unreadable != nil { // as a newer one may be
+		if err := json.Unmarshal(b, &head); err != nil {
+			return broken, fmt.Errorf("%w: %s: %w", ErrBroken, f.Name(), err)
+		}
 	}
-	if err := json.Unmarshal(b, &head); err != nil {
-		return broken, fmt.Errorf("%w: %s: %w", ErrBroken, f.Name(), err)
-	}
-	if head.Schema > vm.RecordSchema {
+	switch {
+	case head.Schema > vm.RecordSchema:
 		return broken, fmt.Errorf("%w: %s has schema %d, this fcvm knows %d", ErrNewerSchema, f.Name(), head.Schema, vm.RecordSchema)
-	}
-	if head.Schema < 1 || head.ID != id {
+	case unreadable != nil:
+		return broken, fmt.Errorf("%w: %s: %w", ErrBroken, f.Name(), unreadable)
+	case head.Schema < 1 || head.ID != id:
 		return broken, fmt.Errorf("%w: %s has schema %d and id %q", ErrBroken, f.Name(), head.Schema, head.ID)
-	}
-	var rec vm.Record
-	if err := json.Unmarshal(b, &rec); err != nil {
-		return broken, fmt.Errorf("%w: %s: %w", ErrBroken, f.Name(), err)
 	}
 	return rec, nil
 }
@@ -317,6 +321,30 @@ func (s *Store) removeDir(id string) error {
 		return fmt.Errorf("remove VM %s: %w", id, err)
 	}
 	return nil
+}
+
+// reserveSize is room for a record's last words, bytes: some are 4 KiB, those
+// with a large environment or a long history more.
+const reserveSize = 32 << 10
+
+// reserve keeps room on the disk for what is to be written when it is full.
+func reserve(dir paths.VMDir) error {
+	if err := os.WriteFile(dir.Reserve(), bytes.Repeat([]byte{1}, reserveSize), 0o600); err != nil {
+		return fmt.Errorf("reserve room for its record: %w", err)
+	}
+	return nil
+}
+
+// writeRecord writes a record; on a disk that is full, into what was reserved.
+func writeRecord(dir paths.VMDir, r *vm.Record) error {
+	err := writeJSON(dir.Record(), r)
+	if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
+		return err
+	}
+	if os.Remove(dir.Reserve()) != nil {
+		return err // it is used up
+	}
+	return writeJSON(dir.Record(), r)
 }
 
 func writeJSON(path string, v any) error {

@@ -61,7 +61,7 @@ func (v *VM) Tell(kind events.Kind, detail string) {
 	v.store.tell(kind, &r, detail)
 }
 
-func (v *VM) write() error { return writeJSON(v.Dir().Record(), &v.rec) }
+func (v *VM) write() error { return writeRecord(v.Dir(), &v.rec) }
 
 // Close lets go of the lock: the VM counts as ended from here on.
 func (v *VM) Close() error {

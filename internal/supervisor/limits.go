@@ -59,20 +59,17 @@ func (in *instance) openGroup(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	in.group, err = cgroup.Open(ctx, in.vm.Record().ID, l)
+	in.group, err = cgroup.Open(ctx, in.vm.Record().ID, l, in.linkGroup)
 	if err != nil {
 		return in.unlimited(err)
 	}
 	in.undo.add("remove the control group", in.closeGroup)
-	if in.group.Dir() != "" { // before anything is in it
-		return in.linkGroup()
-	}
 	return nil
 }
 
 // linkGroup lets the next command remove a group that outlives this process.
-func (in *instance) linkGroup() error {
-	return fresh(string(in.vm.Dir()), paths.CgroupName, func(path string) error { return os.Symlink(in.group.Dir(), path) })
+func (in *instance) linkGroup(dir string) error {
+	return fresh(string(in.vm.Dir()), paths.CgroupName, func(path string) error { return os.Symlink(dir, path) })
 }
 
 func (in *instance) closeGroup(ctx context.Context) error {
@@ -146,7 +143,7 @@ func (in *instance) recordGroup() error {
 		return fmt.Errorf("%w: %s", errNoIOMax, strings.Join(missing, ", "))
 	}
 	in.Verbose(fmt.Sprintf("limits: %d MiB, %d CPUs, in %s", l.Memory>>20, l.CPUs, in.group))
-	if err := in.linkGroup(); err != nil {
+	if err := in.linkGroup(in.group.Dir()); err != nil {
 		return err
 	}
 	return in.vm.Update(func(r *vm.Record) error {

@@ -55,6 +55,9 @@ type Record struct {
 
 	// Supervisor identifies the process that the VM lives and dies with.
 	Supervisor Process `json:"supervisor"`
+	// Boot is the host's boot id at that time: after a restart of the host the
+	// ids of processes mean others.
+	Boot string `json:"boot,omitempty"`
 
 	Resolved Resolved `json:"resolved"`
 	Phases   []Phase  `json:"phases,omitempty"`

@@ -56,7 +56,9 @@ func args(cfg *vmm.Config, h host) []string {
 		}
 		a = append(a,
 			"-blockdev", fmt.Sprintf("driver=raw,node-name=%s,read-only=%s,discard=unmap,file.driver=file,file.filename=%s", d.ID, ro, escape(d.Path)),
-			"-device", fmt.Sprintf("virtio-blk-pci,drive=%s,serial=%s", d.ID, d.ID))
+			// A host's disk that is full is the guest's error, rather than
+			// a VM that stands still until somebody makes room.
+			"-device", fmt.Sprintf("virtio-blk-pci,drive=%s,serial=%s,werror=report,rerror=report", d.ID, d.ID))
 	}
 	if n := cfg.Net; n != nil {
 		if n.Socket != nil {

@@ -204,14 +204,9 @@ func freeMiB() (int, error) {
 	return int(si.Freeram * uint64(si.Unit) >> 20), err
 }
 
-// touchFree has the host pay for the guest's memory.
+// touchFree has the host pay for memory of the guest.
 func touchFree() error {
-	const left = 32 // MiB, for others meanwhile
-	mib, err := freeMiB()
-	if err != nil || mib <= left {
-		return err
-	}
-	b, err := unix.Mmap(-1, 0, (mib-left)<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	b, err := unix.Mmap(-1, 0, testapi.TouchMiB<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
 	if err != nil {
 		return err
 	}
