@@ -31,6 +31,16 @@ func (f *fakeSupervisor) DialAgent(context.Context) (net.Conn, error) { return n
 // supervise serves a VM's control socket.
 func (h *host) supervise(v *store.VM, f *fakeSupervisor) {
 	h.t.Helper()
+	s, err := control.Listen(h.socket(v), f)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(func() { _ = s.Close(context.Background()) })
+}
+
+// socket is where a VM's supervisor listens.
+func (h *host) socket(v *store.VM) string {
+	h.t.Helper()
 	if h.env["FCVM_RUNTIME_DIR"] == "" {
 		h.env["FCVM_RUNTIME_DIR"] = h.t.TempDir()
 	}
@@ -38,11 +48,7 @@ func (h *host) supervise(v *store.VM, f *fakeSupervisor) {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	s, err := control.Listen(path, f)
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	h.t.Cleanup(func() { _ = s.Close(context.Background()) })
+	return path
 }
 
 func TestUpdateAsksEachSupervisor(t *testing.T) {

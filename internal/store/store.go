@@ -112,7 +112,7 @@ func (s *Store) Create(name string, spec vm.Spec) (*VM, error) {
 		if name == "" {
 			name = freeName(taken)
 		} else if r, ok := taken[name]; ok {
-			return fmt.Errorf("%w: %q belongs to VM %s (%s); remove it with: fcvm rm %s", vm.ErrNameTaken, name, r.ID, r.Status, name)
+			return nameTaken(&r)
 		}
 		v, err = s.create(name, spec)
 		return err
@@ -257,7 +257,7 @@ func (s *Store) Find(ref string) (Entry, error) {
 	}
 	switch len(byPrefix) {
 	case 0:
-		return Entry{}, fmt.Errorf("%w: %q (list them with: fcvm ls -a)", vm.ErrNotFound, ref)
+		return Entry{}, s.notFound(ref)
 	case 1:
 		return byPrefix[0], nil
 	}
@@ -270,6 +270,38 @@ func (s *Store) Find(ref string) (Entry, error) {
 		names = append(names, fmt.Sprintf("%s (%s)", e.Record.ID, name))
 	}
 	return Entry{}, fmt.Errorf("%w: %q fits %s", vm.ErrAmbiguous, ref, strings.Join(names, ", "))
+}
+
+// notFound says that there is no such VM, and what became of the last one that
+// was called so: it may have ended, and been removed, a moment ago.
+func (s *Store) notFound(ref string) error {
+	ids := map[string]bool{}
+	var end events.Event
+	how := ""
+	// What cannot be read says nothing.
+	_ = events.New(s.layout.Events()).Read(time.Time{}, func(e events.Event) error {
+		if e.ID != ref && e.Name != ref && !ids[e.ID] {
+			return nil
+		}
+		ids[e.ID] = true // of whatever name, later on
+		switch e.Kind {
+		case events.Stopped:
+			how = e.Detail
+		case events.Removed:
+			end = e
+		default:
+			how, end = "", events.Event{}
+		}
+		return nil
+	})
+	if end.ID == "" {
+		return fmt.Errorf("%w: %q (list them with: fcvm ls -a)", vm.ErrNotFound, ref)
+	}
+	if how != "" {
+		how = ": " + how
+	}
+	age := time.Since(end.Time).Round(time.Second)
+	return fmt.Errorf("%w: %q: VM %s was removed %s ago%s", vm.ErrNotFound, ref, end.ID, age, how)
 }
 
 // Remove drops a VM that has ended, or whose record is broken; one that is

@@ -113,7 +113,7 @@ func TestNames(t *testing.T) {
 	s := newStore(t)
 	first := create(t, s, "web")
 	_, err := s.Create("web", vm.Spec{})
-	if !errors.Is(err, vm.ErrNameTaken) || !strings.Contains(err.Error(), "fcvm rm web") || !strings.Contains(err.Error(), first.Record().ID) {
+	if !errors.Is(err, vm.ErrNameTaken) || !strings.Contains(err.Error(), "fcvm rm -f web") || !strings.Contains(err.Error(), first.Record().ID) {
 		t.Errorf("a name that is taken: %v", err)
 	}
 	if _, err := s.Create("-x", vm.Spec{}); !errors.Is(err, vm.ErrInvalid) {
