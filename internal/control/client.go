@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 )
@@ -147,6 +148,10 @@ func (c *Client) call(ctx context.Context, method, path string, body, out any) e
 	if err != nil {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
+		}
+		var made *url.Error
+		if errors.As(err, &made) {
+			err = made.Err // without the URL, which is made up
 		}
 		if !errors.Is(err, ErrGone) {
 			err = fmt.Errorf("%w: %w", ErrGone, err)

@@ -22,10 +22,10 @@ import (
 
 // Reconcile finds VMs whose supervisor died without ending them properly,
 // writes down what happened, and removes what was to be removed and what nobody
-// owns any more. It costs a look at each VM's lock and record, and takes no
-// lock where there is nothing to do.
+// owns any more. Where there is nothing to do it costs a look at each VM's lock,
+// and takes none.
 func (s *Store) Reconcile() error {
-	found, err := s.scan()
+	found, err := s.scan(false)
 	if err != nil || !found.untidy {
 		return err
 	}
@@ -39,8 +39,9 @@ type scanned struct {
 }
 
 // scan looks at all VMs without the store's lock, so that a listing never waits
-// for a command that holds it.
-func (s *Store) scan() (scanned, error) {
+// for a command that holds it. Without all it leaves out those that live, and
+// those that are known to have ended.
+func (s *Store) scan(all bool) (scanned, error) {
 	dirs, err := os.ReadDir(s.layout.VMs())
 	if err != nil {
 		return scanned{}, fmt.Errorf("list VMs: %w", err)
@@ -55,7 +56,10 @@ func (s *Store) scan() (scanned, error) {
 			continue // not ours
 		}
 		// In this order: a supervisor writes the last word before it lets go.
-		alive := s.alive(d.Name())
+		alive, ended := look(s.layout.VM(d.Name()).Lock())
+		if !all && (alive || ended) {
+			continue
+		}
 		rec, err := s.read(d.Name())
 		if errors.Is(err, fs.ErrNotExist) { // removed meanwhile, or not written yet
 			found.untidy = found.untidy || !alive
@@ -168,6 +172,7 @@ func (s *Store) reconcileVM(id string) error {
 	case err != nil:
 		return nil // broken: it is listed so, and only rm removes it
 	case rec.Status.Final():
+		mark(l)
 		return nil
 	}
 	if !restarted(&rec) { // else that id is another process's by now
@@ -191,6 +196,7 @@ func (s *Store) reconcileVM(id string) error {
 	if err := writeRecord(dir, &rec); err != nil {
 		return err
 	}
+	mark(l)
 	s.tell(events.Stopped, &rec, rec.Reason)
 	return nil
 }

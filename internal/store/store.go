@@ -95,10 +95,10 @@ func (s *Store) Create(name string, spec vm.Spec) (*VM, error) {
 	}
 	var v *VM
 	err := s.withLock(func() error {
-		found, err := s.scan()
+		found, err := s.scan(true)
 		if err == nil && found.untidy {
 			_ = s.reconcileLocked() // what cannot be reconciled is no other VM's trouble
-			found, err = s.scan()
+			found, err = s.scan(true)
 		}
 		if err != nil {
 			return err
@@ -165,10 +165,10 @@ func (s *Store) create(name string, spec vm.Spec) (*VM, error) {
 // be written down, as in a data directory that is read-only or full: it is
 // listed as ended all the same.
 func (s *Store) List() ([]Entry, error) {
-	found, err := s.scan()
+	found, err := s.scan(true)
 	if err == nil && found.untidy {
 		_ = s.withLock(s.reconcileLocked)
-		found, err = s.scan()
+		found, err = s.scan(true)
 	}
 	if err != nil {
 		return nil, err
@@ -183,7 +183,7 @@ func (s *Store) List() ([]Entry, error) {
 
 // list returns the VMs as their records have them.
 func (s *Store) list() ([]Entry, error) {
-	found, err := s.scan()
+	found, err := s.scan(true)
 	return found.sorted(), err
 }
 
@@ -230,7 +230,10 @@ func (s *Store) read(id string) (vm.Record, error) {
 }
 
 // alive reports whether some process holds the VM's lock.
-func (s *Store) alive(id string) bool { return locked(s.layout.VM(id).Lock()) }
+func (s *Store) alive(id string) bool {
+	held, _ := look(s.layout.VM(id).Lock())
+	return held
+}
 
 // Alive reports whether a VM's supervisor runs.
 func (s *Store) Alive(id string) bool { return s.alive(id) }
