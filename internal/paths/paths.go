@@ -11,7 +11,8 @@
 //	  roots/ID/rootfs.ext4       guest roots
 //	  scratch/                   templates of empty scratch disks, by size
 //	  images/                    the image cache (package image)
-//	  vms/ID/                    one VM: record, lock, disks, logs, the VMM's sockets
+//	  vms/ID/                    one VM: record, lock, disks, logs, the VMM's sockets,
+//	                             room for the record, a link to its control group
 //	RUNTIME/vms/ID.sock          the supervisor's control socket
 package paths
 

@@ -2,8 +2,9 @@
 //
 // A VM's directory is made by Create, belongs to the process that holds its
 // lock (the supervisor), and goes with Remove. The kernel lets the lock go
-// when the supervisor dies, however it dies; the next Reconcile then writes down what happened, or removes the directory of a VM
-// that was to be removed anyway. There is no other state.
+// when the supervisor dies, however it dies; the next Reconcile then writes down
+// what happened, or removes the directory of a VM that was to be removed anyway.
+// There is no other state.
 package store
 
 import (
