@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -77,6 +78,42 @@ func TestLimits(t *testing.T) {
 			return errors.Is(err, fs.ErrNotExist)
 		})
 		fcvm(t, "rm", "-f", "held").want(t, 0, "held\n")
+	}
+}
+
+// TestOverhead: what a VMM needs beside its guest's memory fits into what the
+// limit on memory has for it (vmm.Capabilities).
+func TestOverhead(t *testing.T) {
+	const memory = 384                                                       // MiB
+	room := map[string]int{"firecracker": 64, "qemu": 192 + 256}[env.driver] // MiB
+	detach(t, []string{"--name", "busy", "--mem", strconv.Itoa(memory)}, "busybox", "sleep", "1000")
+	fcvm(t, "exec", "busy", "dd", "if=/dev/urandom", "of=/x", "bs=1M", "count=64").want(t, 0, "")
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", describe(t, "busy").Resolved.VMM.PID))
+	if err != nil {
+		t.Skip(err)
+	}
+	var size, guest, own int // KiB
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		if len(f) != 3 || f[2] != "kB" {
+			continue
+		}
+		n, err := strconv.Atoi(f[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch {
+		case f[0] == "Size:":
+			size = n
+		case f[0] == "Anonymous:" && size == memory<<10:
+			guest += n
+		case f[0] == "Anonymous:":
+			own += n
+		}
+	}
+	t.Logf("%s: %d KiB of its own beside %d of the guest's", env.driver, own, guest)
+	if guest == 0 || own > room<<10 {
+		t.Errorf("it has %d KiB of its own, %d of the guest's; there is room for %d MiB", own, guest, room)
 	}
 }
 
