@@ -64,3 +64,10 @@ func TestParse(t *testing.T) {
 		}
 	}
 }
+
+func TestBootID(t *testing.T) {
+	id := BootID()
+	if len(id) != 36 || id != BootID() {
+		t.Errorf("boot id %q", id)
+	}
+}

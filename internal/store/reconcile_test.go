@@ -238,3 +238,38 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("%v is left, %v", left, err)
 	}
 }
+
+// A VM that has ended is known to have without its record being read; one that
+// was lost is not.
+func TestMarks(t *testing.T) {
+	s := newStore(t)
+	ended, lost := create(t, s, "ended"), create(t, s, "lost")
+	for _, to := range []vm.Status{vm.StatusStarting, vm.StatusExited} {
+		if err := ended.Move(to, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, v := range []*VM{ended, lost} {
+		if _, marked := look(v.Dir().Lock()); marked {
+			t.Errorf("%s is marked while its supervisor lives", v.Record().Name)
+		}
+		if err := v.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, marked := look(ended.Dir().Lock()); !marked {
+		t.Error("a VM that has ended is not marked")
+	}
+	if _, marked := look(lost.Dir().Lock()); marked {
+		t.Error("a VM that was lost is marked")
+	}
+	if found, err := s.scan(false); err != nil || !found.untidy || len(found.entries) != 1 {
+		t.Errorf("before: %+v, %v", found, err)
+	}
+	if err := s.Reconcile(); err != nil {
+		t.Fatal(err)
+	}
+	if found, err := s.scan(false); err != nil || found.untidy || len(found.entries) != 0 {
+		t.Errorf("after: %+v, %v", found, err)
+	}
+}
