@@ -54,8 +54,15 @@ func TestBalloon(t *testing.T) {
 	t.Logf("before: the guest has %d MiB left, the host pays %d", free, cost)
 
 	fcvm(t, "update", "--balloon", strconv.Itoa(size)+"m", "soft").want(t, 0, "soft\n")
+	left, pays := free, cost
+	defer func() {
+		if t.Failed() {
+			t.Logf("at last: the guest has %d MiB left, the host pays %d", left, pays)
+		}
+	}()
 	eventually(t, "memory taken back", func() bool {
-		return available(t, "soft") <= free-size+slack && pss(t, pid) <= cost-size+slack
+		left, pays = available(t, "soft"), pss(t, pid)
+		return left <= free-size+slack && pays <= cost-size+slack
 	})
 	t.Logf("balloon of %d MiB: the guest has %d MiB left, the host pays %d", size, available(t, "soft"), pss(t, pid))
 	fcvm(t, "inspect", "--format", "{{.Resolved.BalloonMiB}} {{.Spec.BalloonMiB}}", "soft").want(t, 0, fmt.Sprintf("%d 0\n", size))
