@@ -58,6 +58,9 @@ func (a *agent) bootHere() error {
 	if a.extra, err = readModules(extraList); err != nil {
 		return err
 	}
+	if err := a.loadBalloon(); err != nil {
+		return err
+	}
 	if err := switchRoot(); err != nil {
 		return err
 	}

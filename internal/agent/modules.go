@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -48,6 +49,21 @@ func (ms modules) load() error {
 		_ = f.Close()
 	}
 	return errors.Join(errs...)
+}
+
+// balloonModule is always there, so that the host can take memory back
+// whenever it wants to. It needs nothing that is not loaded first.
+const balloonModule = "virtio_balloon.ko"
+
+// loadBalloon loads that module of those that wait.
+func (a *agent) loadBalloon() error {
+	i := slices.IndexFunc(a.extra, func(f *os.File) bool { return filepath.Base(f.Name()) == balloonModule })
+	if i < 0 {
+		return nil // the kernel has it built in
+	}
+	balloon := a.extra[i]
+	a.extra = slices.Delete(a.extra, i, i+1)
+	return modules{balloon}.load()
 }
 
 func loadModules(list string) error {

@@ -85,6 +85,18 @@ func (h *host) create(name string, spec vm.Spec) *store.VM {
 	return v
 }
 
+// running makes a VM that counts as running.
+func (h *host) running(name string) *store.VM {
+	h.t.Helper()
+	v := h.create(name, defaultSpec())
+	for _, s := range []vm.Status{vm.StatusStarting, vm.StatusRunning} {
+		if err := v.Move(s, "test"); err != nil {
+			h.t.Fatal(err)
+		}
+	}
+	return v
+}
+
 // end lets a VM exit.
 func (h *host) end(v *store.VM, code int) {
 	h.t.Helper()

@@ -10,8 +10,10 @@ import (
 	"syscall"
 	"unicode"
 
+	"github.com/fcvm/fcvm/internal/control"
 	"github.com/fcvm/fcvm/internal/image"
 	"github.com/fcvm/fcvm/internal/supervisor"
+	"github.com/fcvm/fcvm/internal/vm"
 )
 
 // Exit codes, besides the container's own.
@@ -97,6 +99,14 @@ func hint(err error) string {
 		return "make room, or choose another data directory with --data-dir or FCVM_DATA_DIR"
 	case errors.Is(err, syscall.EROFS):
 		return "the data directory is on a file system that is read-only: what is there can be looked at; for more, choose another one with --data-dir or FCVM_DATA_DIR"
+	case errors.Is(err, vm.ErrAmbiguous):
+		return "give more of the id, or the name"
+	case errors.Is(err, vm.ErrPaused):
+		return "let it go on with: fcvm resume"
+	case errors.Is(err, vm.ErrNotRunning):
+		return "fcvm ls lists what runs, fcvm logs what a VM has said that was run with --logs both"
+	case errors.Is(err, control.ErrGone):
+		return "it has just ended, or is about to; fcvm ls -a tells"
 	case errors.Is(err, context.DeadlineExceeded):
 		return "try again; the host or the network may have been busy"
 	}

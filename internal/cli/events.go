@@ -40,6 +40,7 @@ func runEvents(ctx context.Context, a *app, o *eventsOptions) error {
 	if err != nil {
 		return err
 	}
+	_ = st.Reconcile() // what it finds is an event, too
 	since, err := parseSince(o, time.Now())
 	if err != nil {
 		return err

@@ -134,7 +134,7 @@ func (a *app) agentOf(ref string) (*agentclient.Client, error) {
 		return nil, err
 	}
 	if !e.Alive {
-		return nil, fmt.Errorf("%w: %s is %s", vm.ErrNotRunning, e.Record.Name, e.Record.Status)
+		return nil, notRunning(e)
 	}
 	return agentclient.New(supervisor.DialAgent(st.Layout(), e.Record.ID)), nil
 }

@@ -72,7 +72,7 @@ func TestRunHasTheFlagsThatWerePromised(t *testing.T) {
 		got = append(got, name)
 	})
 	want := strings.Fields(`name env,-e env-file workdir,-w user,-u entrypoint hostname label,-l detach,-d interactive,-i tty,-t
-		privileged read-only cap-add cap-drop tmpfs cpu mem network publish,-p pull platform vmm init boot-timeout
+		privileged read-only cap-add cap-drop tmpfs cpu mem balloon io-max network publish,-p pull platform vmm init boot-timeout
 		rm logs log-size restart wait-ready health-cmd health-interval health-timeout health-start-period health-retries
 		no-healthcheck setup quiet,-q verbose timings`)
 	if !slices.Equal(got, want) {
@@ -111,16 +111,20 @@ func TestShellsCompleteNamesAndWords(t *testing.T) {
 	}
 	h.create("live", defaultSpec())
 	h.end(h.create("ended", defaultSpec()), 0)
+	h.running("running")
 	for _, c := range []struct {
 		args []string
 		want []string
 	}{
-		{[]string{"inspect", ""}, []string{"live", "ended"}},
-		{[]string{"inspect", "live", ""}, []string{"ended"}},
+		{[]string{"inspect", ""}, []string{"live", "ended", "running"}},
+		{[]string{"inspect", "live", ""}, []string{"ended", "running"}},
 		{[]string{"inspect", "li"}, []string{"live"}},
 		{[]string{"rm", ""}, []string{"ended"}},
-		{[]string{"exec", "--guest", ""}, []string{"live"}},
-		{[]string{"exec", "-it", ""}, []string{"live"}},
+		{[]string{"exec", "--guest", ""}, []string{"live", "running"}},
+		{[]string{"exec", "-it", ""}, []string{"live", "running"}},
+		{[]string{"update", ""}, []string{"running"}},
+		{[]string{"update", "--balloon", ""}, nil},
+		{[]string{"run", "--balloon", ""}, nil},
 		{[]string{"run", "--vmm", ""}, []string{"auto", "firecracker", "qemu"}},
 		{[]string{"run", "--init="}, []string{"agent", "systemd"}},
 		{[]string{"ls", ""}, nil},

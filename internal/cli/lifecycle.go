@@ -62,13 +62,25 @@ func (a *app) eachVM(ctx context.Context, refs []string, do func(*store.Store, s
 // supervisorOf returns a client of the supervisor of a VM that runs.
 func supervisorOf(st *store.Store, e store.Entry) (*control.Client, error) {
 	if !e.Alive {
-		return nil, fmt.Errorf("%w: %s is %s", vm.ErrNotRunning, e.Record.Name, e.Record.Status)
+		return nil, notRunning(e)
 	}
 	path, err := st.Layout().ControlSocket(e.Record.ID)
 	if err != nil {
 		return nil, err
 	}
 	return control.New(path), nil
+}
+
+// notRunning says what a VM is instead, and why.
+func notRunning(e store.Entry) error {
+	if e.Err != nil {
+		return fmt.Errorf("%w: %s is not known: %w", vm.ErrNotRunning, nameOf(e), e.Err)
+	}
+	text := fmt.Sprintf("%s is %s", nameOf(e), e.Record.Status)
+	if e.Record.Reason != "" {
+		text += " (" + e.Record.Reason + ")"
+	}
+	return fmt.Errorf("%w: %s", vm.ErrNotRunning, text)
 }
 
 // ask has a VM's supervisor do something. what is for messages: "stop".

@@ -32,7 +32,9 @@ type runOptions struct {
 	pull    image.Pull
 	driver  string
 	cpus    int
-	memory  int // MiB
+	memory  int    // MiB
+	balloon int    // MiB
+	ioRate  uint64 // bytes a second
 	init    vm.Init
 	logs    vm.Logs
 	logSize int // MiB
@@ -137,6 +139,10 @@ func (o *runOptions) register(cmd *cobra.Command) {
 	o.memory = defaultMemoryMiB
 	f.IntVar(&o.cpus, "cpu", defaultCPUs, "`NUMBER` of virtual CPUs")
 	f.Var(memory{&o.memory}, "mem", "memory of the VM: a number of MiB, or 512m, 2g")
+	f.Var(memory{&o.balloon}, "balloon", "take `SIZE` of it back from the guest once it is up; see fcvm update")
+	complete(cmd, "balloon", cobra.NoFileCompletions)
+	f.Var(rate{&o.ioRate}, "io-max", "read and write at most so much of the host's disk a second: `SIZE`, as 50m; 0 for no limit")
+	complete(cmd, "io-max", cobra.NoFileCompletions)
 	addChoice(cmd, newChoice(&o.network, "auto", "usernet", "none"), "network", "how the VM is connected")
 	f.StringArrayVarP(&o.publish, "publish", "p", nil, "publish a port: `[[IP:]HOSTPORT:]PORT`, /udp behind it for UDP")
 	addChoice(cmd, newChoice(&o.pull, image.PullMissing, image.PullAlways, image.PullNever), "pull", "when to ask the registry for the image")

@@ -71,6 +71,7 @@ func TestRunFlagsMakeTheSpec(t *testing.T) {
 		{"--network usernet -p 8080:80 -p 53:53/udp img", func(s *vm.Spec) {
 			s.Network = vm.NetworkSpec{Backend: "usernet", Publish: []string{"8080:80", "53:53/udp"}}
 		}},
+		{"--balloon 128m --io-max 50m img", func(s *vm.Spec) { s.BalloonMiB, s.IORate = 128, 50<<20 }},
 		{"--boot-timeout 90s img", func(s *vm.Spec) { s.BootTimeout = 90 * time.Second }},
 	} {
 		t.Run(c.args, func(t *testing.T) {
@@ -122,6 +123,10 @@ func TestRunRefusesWhatCannotBeMeant(t *testing.T) {
 		{"--mem 1 img", "--mem 1: a VM has 128 to"},
 		{"--mem 0.5 img", "whole number of MiB"},
 		{"--mem 512q img", "512, 512m, 2g"},
+		{"--mem 256 --balloon 129 img", "--balloon 129: of a VM's 256 MiB it takes 0 to 128"},
+		{"--balloon -1 img", "512, 512m, 2g"},
+		{"--io-max fast img", "1048576, 50m, 1g"},
+		{"--io-max 4k img", "--io-max 4096: it is at least"},
 		{"--init sysv img", "it is agent or systemd"},
 		{"--vmm xen img", "it is auto, firecracker or qemu"},
 		{"--logs syslog img", "it is stream, file or both"},

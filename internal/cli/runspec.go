@@ -40,8 +40,8 @@ func (o *runOptions) spec(lookup func(string) (string, bool)) (vm.Spec, error) {
 	}
 	s := vm.Spec{
 		Restart: restart, Gate: gate, Health: health,
-		Image: o.image, Driver: o.driver, CPUs: o.cpus, MemoryMiB: o.memory, Init: o.init, Labels: labels,
-		Logs: o.logs, LogMiB: o.logSize, Remove: o.remove, BootTimeout: o.bootTimeout,
+		Image: o.image, Driver: o.driver, CPUs: o.cpus, MemoryMiB: o.memory, BalloonMiB: o.balloon, Init: o.init, Labels: labels,
+		Logs: o.logs, LogMiB: o.logSize, Remove: o.remove, BootTimeout: o.bootTimeout, IORate: o.ioRate,
 		Network: vm.NetworkSpec{Backend: o.network, Publish: o.publish},
 		Container: vm.ContainerSpec{
 			Entrypoint: entrypoint, Command: o.command, Env: env, WorkDir: o.workDir, User: o.user, Hostname: o.hostname,

@@ -103,3 +103,29 @@ func parseMemory(s string) (mib int, err error) {
 	}
 	return int(v), nil
 }
+
+// rate is a flag for bytes a second.
+type rate struct{ bytes *uint64 }
+
+var _ pflag.Value = rate{}
+
+// ratePattern: a number of bytes, or one with a unit.
+var ratePattern = regexp.MustCompile(`^(\d{1,12})(?:([kKmMgG])(?:i?[bB])?)?$`)
+
+// Set takes bytes, or a number with the suffix k, m or g.
+func (r rate) Set(s string) error {
+	g := ratePattern.FindStringSubmatch(s)
+	if g == nil {
+		return fmt.Errorf("it is a number of bytes, or one with a unit: 1048576, 50m, 1g")
+	}
+	v, err := strconv.ParseUint(g[1], 10, 64)
+	if err != nil {
+		return err
+	}
+	*r.bytes = v << map[string]int{"": 0, "k": 10, "m": 20, "g": 30}[strings.ToLower(g[2])]
+	return nil
+}
+
+// String and Type implement pflag.Value.
+func (r rate) String() string { return strconv.FormatUint(*r.bytes, 10) }
+func (r rate) Type() string   { return "SIZE" }

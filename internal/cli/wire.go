@@ -40,6 +40,7 @@ func (a *app) openImages() (*image.Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	store.Tidy(l)
 	s, err := image.Open(l.Images())
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errDataDir, err)
@@ -52,6 +53,7 @@ func (a *app) openSetup() (*setup.Setup, error) {
 	if err != nil {
 		return nil, err
 	}
+	store.Tidy(l)
 	return newSetup(l), nil
 }
 

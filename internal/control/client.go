@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 )
@@ -116,6 +117,11 @@ func (c *Client) Rename(ctx context.Context, name string) error {
 	return c.call(ctx, http.MethodPost, pathRename, RenameRequest{Name: name}, nil)
 }
 
+// Update changes the VM while it runs.
+func (c *Client) Update(ctx context.Context, u UpdateRequest) error {
+	return c.call(ctx, http.MethodPost, pathUpdate, u, nil)
+}
+
 // Wait returns when the VM has ended, with how. An error that wraps ErrGone
 // says that it ended without a word.
 func (c *Client) Wait(ctx context.Context) (Ended, error) {
@@ -142,6 +148,10 @@ func (c *Client) call(ctx context.Context, method, path string, body, out any) e
 	if err != nil {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
+		}
+		var made *url.Error
+		if errors.As(err, &made) {
+			err = made.Err // without the URL, which is made up
 		}
 		if !errors.Is(err, ErrGone) {
 			err = fmt.Errorf("%w: %w", ErrGone, err)

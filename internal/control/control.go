@@ -8,6 +8,7 @@
 //	POST /v1/pause
 //	POST /v1/resume
 //	POST /v1/rename  RenameRequest
+//	POST /v1/update  UpdateRequest
 //	GET  /v1/wait    answers with Ended when the VM has ended
 //	GET  /v1/ready   answers when the readiness gate is open, or never will be
 //
@@ -29,6 +30,7 @@ const (
 	pathPause  = "/v1/pause"
 	pathResume = "/v1/resume"
 	pathRename = "/v1/rename"
+	pathUpdate = "/v1/update"
 	pathWait   = "/v1/wait"
 	pathReady  = "/v1/ready"
 )
@@ -54,6 +56,11 @@ type RenameRequest struct {
 	Name string `json:"name"`
 }
 
+// UpdateRequest changes a VM that runs; what is nil stays.
+type UpdateRequest struct {
+	BalloonMiB *int `json:"balloon_mib,omitempty"` // what the guest is to give up of its memory
+}
+
 // Ended is how a VM ended.
 type Ended struct {
 	ExitCode int    `json:"exit_code"`
@@ -70,6 +77,7 @@ type VM interface {
 	Pause(ctx context.Context) error
 	Resume(ctx context.Context) error
 	Rename(ctx context.Context, name string) error
+	Update(ctx context.Context, u UpdateRequest) error
 	// Wait returns when the VM has ended for good.
 	Wait(ctx context.Context) (Ended, error)
 	// WaitReady returns when the VM's readiness gate is open.

@@ -85,6 +85,12 @@ func (s *Server) handler() http.Handler {
 			answer(w, nil, s.vm.Rename(r.Context(), q.Name))
 		}
 	})
+	mux.HandleFunc("POST "+pathUpdate, func(w http.ResponseWriter, r *http.Request) {
+		var q UpdateRequest
+		if decode(w, r, &q) {
+			answer(w, nil, s.vm.Update(r.Context(), q))
+		}
+	})
 	mux.HandleFunc("POST "+pathPause, func(w http.ResponseWriter, r *http.Request) {
 		answer(w, nil, s.vm.Pause(r.Context()))
 	})

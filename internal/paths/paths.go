@@ -12,7 +12,8 @@
 //	  roots/ID/rootfs.ext4       guest roots
 //	  scratch/                   templates of empty scratch disks, by size
 //	  images/                    the image cache (package image)
-//	  vms/ID/                    one VM: record, lock, disks, logs, the VMM's sockets
+//	  vms/ID/                    one VM: record, lock, disks, logs, the VMM's sockets,
+//	                             room for the record, a link to its control group
 //	RUNTIME/vms/ID.sock          the supervisor's control socket
 package paths
 
@@ -101,9 +102,15 @@ func (l Layout) Events() string           { return filepath.Join(l.Data, "events
 func (l Layout) VMs() string              { return filepath.Join(l.Data, "vms") }
 func (l Layout) VM(id string) VMDir       { return VMDir(filepath.Join(l.VMs(), id)) }
 
+// ControlSuffix ends the name of a control socket; the VM's id is before it.
+const ControlSuffix = ".sock"
+
+// ControlSockets is where the supervisors of all VMs listen.
+func (l Layout) ControlSockets() string { return filepath.Join(l.Runtime, "vms") }
+
 // ControlSocket is where the supervisor of a VM listens.
 func (l Layout) ControlSocket(id string) (string, error) {
-	return checkSocket(filepath.Join(l.Runtime, "vms", id+".sock"))
+	return checkSocket(filepath.Join(l.ControlSockets(), id+ControlSuffix))
 }
 
 // RemoveControlSocket drops what a supervisor that died has left.
@@ -129,17 +136,19 @@ const (
 	ImageName   = "image.ext4"
 	ScratchName = "scratch.ext4"
 	VsockName   = "vsock.sock"
+	CgroupName  = "cgroup" // a link to the VM's control group, while there is one
 )
 
 func (d VMDir) join(name string) string { return filepath.Join(string(d), name) }
 
 func (d VMDir) Record() string       { return d.join("state.json") }
-func (d VMDir) Reserve() string      { return d.join("reserve") }
 func (d VMDir) Lock() string         { return d.join("lock") }
 func (d VMDir) Console() string      { return d.join("console.log") }
 func (d VMDir) VMMLog() string       { return d.join("vmm.log") }
 func (d VMDir) ContainerLog() string { return d.join("container.log") }
 func (d VMDir) Scratch() string      { return d.join(ScratchName) }
+func (d VMDir) Reserve() string      { return d.join("reserve") } // room for the record on a disk that is full
+func (d VMDir) Cgroup() string       { return d.join(CgroupName) }
 
 func checkSocket(path string) (string, error) {
 	if len(path) > SocketLimit {

@@ -40,6 +40,16 @@ func StartTime(pid int) (uint64, error) {
 	return st.Start, err
 }
 
+// BootID names the time since the host was last started. In a container it is
+// that of the host. Empty: it cannot be known.
+func BootID() string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return string(bytes.TrimSpace(b))
+}
+
 // Alive reports whether the process with this id and start time still runs. A
 // zombie does not.
 func Alive(pid int, start uint64) bool {

@@ -96,3 +96,10 @@ func TestAllHasThisProcess(t *testing.T) {
 		t.Errorf("this process among %d: %d", len(all), i)
 	}
 }
+
+func TestBootID(t *testing.T) {
+	id := BootID()
+	if len(id) != 36 || id != BootID() {
+		t.Errorf("boot id %q", id)
+	}
+}

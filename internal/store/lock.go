@@ -31,14 +31,22 @@ func tryLock(path string) (*os.File, error) {
 	return nil, fmt.Errorf("lock %s: %w", path, err)
 }
 
-// locked reports whether somebody has the lock of a file.
-func locked(path string) bool {
+// look reports whether somebody has the lock of a file, and whether it is
+// marked.
+func look(path string) (held, marked bool) {
 	f, err := os.Open(path)
 	if err != nil {
-		return false
+		return false, false
 	}
 	defer func() { _ = f.Close() }()
 	l := unix.Flock_t{Type: unix.F_WRLCK}
-	err = unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &l)
-	return err == nil && l.Type != unix.F_UNLCK
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &l); err == nil && l.Type != unix.F_UNLCK {
+		return true, false
+	}
+	st, err := f.Stat()
+	return false, err == nil && st.Size() > 0
 }
+
+// mark says in a lock's file that its VM has ended and that its record says so,
+// so that nobody need read the record to know. Without the mark they do.
+func mark(lock *os.File) { _, _ = lock.WriteAt([]byte("ended\n"), 0) }

@@ -61,6 +61,15 @@ func (s *Store) Rename(id, name string) error {
 	})
 }
 
+// nameTaken says who has a name, and how to get it.
+func nameTaken(r *vm.Record) error {
+	remedy := "remove it with: fcvm rm " + r.Name
+	if !r.Status.Final() {
+		remedy = "choose another, or end and remove that VM with: fcvm rm -f " + r.Name
+	}
+	return fmt.Errorf("%w: %q belongs to VM %s (%s); %s", vm.ErrNameTaken, r.Name, r.ID, r.Status, remedy)
+}
+
 // checkFree refuses a name that a VM other than id has.
 func (s *Store) checkFree(name, id string) error {
 	entries, err := s.list()
@@ -69,7 +78,7 @@ func (s *Store) checkFree(name, id string) error {
 	}
 	for _, e := range entries {
 		if r := e.Record; e.Err == nil && r.Name == name && r.ID != id {
-			return fmt.Errorf("%w: %q belongs to VM %s (%s); remove it with: fcvm rm %s", vm.ErrNameTaken, name, r.ID, r.Status, name)
+			return nameTaken(&r)
 		}
 	}
 	return nil

@@ -2,8 +2,9 @@
 //
 // A VM's directory is made by Create, belongs to the process that holds its
 // lock (the supervisor), and goes with Remove. The kernel lets the lock go
-// when the supervisor dies, however it dies; the next Reconcile then writes down what happened, or removes the directory of a VM
-// that was to be removed anyway. There is no other state.
+// when the supervisor dies, however it dies; the next Reconcile then writes down
+// what happened, or removes the directory of a VM that was to be removed anyway.
+// There is no other state.
 package store
 
 import (
@@ -64,6 +65,11 @@ func Open(layout paths.Layout) (*Store, error) {
 	return &Store{layout: layout}, nil
 }
 
+// Tidy reconciles the VMs of a data directory that may not be there, for
+// commands that have nothing else to do with VMs. What it cannot do, another
+// command will.
+func Tidy(layout paths.Layout) { _ = (&Store{layout: layout}).Reconcile() }
+
 // Layout says where the store's files lie.
 func (s *Store) Layout() paths.Layout { return s.layout }
 
@@ -88,13 +94,16 @@ func (s *Store) Create(name string, spec vm.Spec) (*VM, error) {
 	}
 	var v *VM
 	err := s.withLock(func() error {
-		_ = s.reconcileLocked() // what cannot be reconciled is no other VM's trouble
-		entries, err := s.list()
+		found, err := s.scan(true)
+		if err == nil && found.untidy {
+			_ = s.reconcileLocked() // what cannot be reconciled is no other VM's trouble
+			found, err = s.scan(true)
+		}
 		if err != nil {
 			return err
 		}
 		taken := map[string]vm.Record{}
-		for _, e := range entries {
+		for _, e := range found.entries {
 			if e.Err == nil {
 				taken[e.Record.Name] = e.Record
 			}
@@ -102,7 +111,7 @@ func (s *Store) Create(name string, spec vm.Spec) (*VM, error) {
 		if name == "" {
 			name = freeName(taken)
 		} else if r, ok := taken[name]; ok {
-			return fmt.Errorf("%w: %q belongs to VM %s (%s); remove it with: fcvm rm %s", vm.ErrNameTaken, name, r.ID, r.Status, name)
+			return nameTaken(&r)
 		}
 		v, err = s.create(name, spec)
 		return err
@@ -130,7 +139,7 @@ func (s *Store) create(name string, spec vm.Spec) (*VM, error) {
 	v := &VM{store: s, id: id, rec: vm.Record{
 		Schema: vm.RecordSchema, ID: id, Name: name, Created: now, Spec: spec,
 		Status: vm.StatusCreated, History: []vm.Event{{Time: now, Status: vm.StatusCreated}},
-		Supervisor: vm.Process{PID: os.Getpid(), Start: start},
+		Supervisor: vm.Process{PID: os.Getpid(), Start: start}, Boot: proc.BootID(),
 	}}
 	dir := s.layout.VM(id)
 	if err := os.Mkdir(string(dir), 0o700); err != nil {
@@ -151,43 +160,35 @@ func (s *Store) create(name string, spec vm.Spec) (*VM, error) {
 }
 
 // List returns every VM, oldest first. A record that cannot be read is an
-// entry with Err set; it never fails the listing. Nor does a VM that cannot be
-// reconciled, as in a data directory that is read-only: it is listed as it was
-// found, not alive and yet not ended.
+// entry with Err set; it never fails the listing. Nor does a VM whose end cannot
+// be written down, as in a data directory that is read-only or full: it is
+// listed as ended all the same.
 func (s *Store) List() ([]Entry, error) {
-	_ = s.Reconcile()
-	return s.list()
-}
-
-func (s *Store) list() ([]Entry, error) {
-	ids, err := s.ids()
+	found, err := s.scan(true)
+	if err == nil && found.untidy {
+		_ = s.withLock(s.reconcileLocked)
+		found, err = s.scan(true)
+	}
 	if err != nil {
 		return nil, err
 	}
-	entries := make([]Entry, 0, len(ids))
-	for _, id := range ids {
-		rec, err := s.read(id)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // removed meanwhile, or not written yet
+	for i := range found.entries {
+		if e := &found.entries[i]; e.lost() {
+			settle(&e.Record)
 		}
-		entries = append(entries, Entry{Record: rec, Err: err, Alive: s.alive(id)})
 	}
-	slices.SortStableFunc(entries, func(a, b Entry) int { return a.Record.Created.Compare(b.Record.Created) })
-	return entries, nil
+	return found.sorted(), nil
 }
 
-func (s *Store) ids() ([]string, error) {
-	dirs, err := os.ReadDir(s.layout.VMs())
-	if err != nil {
-		return nil, fmt.Errorf("list VMs: %w", err)
-	}
-	var ids []string
-	for _, d := range dirs {
-		if d.IsDir() && vm.ValidID(d.Name()) {
-			ids = append(ids, d.Name())
-		}
-	}
-	return ids, nil
+// list returns the VMs as their records have them.
+func (s *Store) list() ([]Entry, error) {
+	found, err := s.scan(true)
+	return found.sorted(), err
+}
+
+func (f scanned) sorted() []Entry {
+	slices.SortStableFunc(f.entries, func(a, b Entry) int { return a.Record.Created.Compare(b.Record.Created) })
+	return f.entries
 }
 
 // read returns the record; even with an error its ID is set.
@@ -205,28 +206,33 @@ func (s *Store) read(id string) (vm.Record, error) {
 	if len(b) > maxRecord {
 		return broken, fmt.Errorf("%w: %s is larger than %d bytes", ErrBroken, f.Name(), maxRecord)
 	}
-	var head struct {
+	var rec vm.Record
+	unreadable := json.Unmarshal(b, &rec)
+	head := struct {
 		Schema int    `json:"schema"`
 		ID     string `json:"id"`
+	}{rec.Schema, rec.ID}
+	if unreadable != nil { // as a newer one may be
+		if err := json.Unmarshal(b, &head); err != nil {
+			return broken, fmt.Errorf("%w: %s: %w", ErrBroken, f.Name(), err)
+		}
 	}
-	if err := json.Unmarshal(b, &head); err != nil {
-		return broken, fmt.Errorf("%w: %s: %w", ErrBroken, f.Name(), err)
-	}
-	if head.Schema > vm.RecordSchema {
+	switch {
+	case head.Schema > vm.RecordSchema:
 		return broken, fmt.Errorf("%w: %s has schema %d, this fcvm knows %d", ErrNewerSchema, f.Name(), head.Schema, vm.RecordSchema)
-	}
-	if head.Schema < 1 || head.ID != id {
+	case unreadable != nil:
+		return broken, fmt.Errorf("%w: %s: %w", ErrBroken, f.Name(), unreadable)
+	case head.Schema < 1 || head.ID != id:
 		return broken, fmt.Errorf("%w: %s has schema %d and id %q", ErrBroken, f.Name(), head.Schema, head.ID)
-	}
-	var rec vm.Record
-	if err := json.Unmarshal(b, &rec); err != nil {
-		return broken, fmt.Errorf("%w: %s: %w", ErrBroken, f.Name(), err)
 	}
 	return rec, nil
 }
 
 // alive reports whether some process holds the VM's lock.
-func (s *Store) alive(id string) bool { return locked(s.layout.VM(id).Lock()) }
+func (s *Store) alive(id string) bool {
+	held, _ := look(s.layout.VM(id).Lock())
+	return held
+}
 
 // Alive reports whether a VM's supervisor runs.
 func (s *Store) Alive(id string) bool { return s.alive(id) }
@@ -253,7 +259,7 @@ func (s *Store) Find(ref string) (Entry, error) {
 	}
 	switch len(byPrefix) {
 	case 0:
-		return Entry{}, fmt.Errorf("%w: %q (list them with: fcvm ls -a)", vm.ErrNotFound, ref)
+		return Entry{}, s.notFound(ref)
 	case 1:
 		return byPrefix[0], nil
 	}
@@ -266,6 +272,38 @@ func (s *Store) Find(ref string) (Entry, error) {
 		names = append(names, fmt.Sprintf("%s (%s)", e.Record.ID, name))
 	}
 	return Entry{}, fmt.Errorf("%w: %q fits %s", vm.ErrAmbiguous, ref, strings.Join(names, ", "))
+}
+
+// notFound says that there is no such VM, and what became of the last one that
+// was called so: it may have ended, and been removed, a moment ago.
+func (s *Store) notFound(ref string) error {
+	ids := map[string]bool{}
+	var end events.Event
+	how := ""
+	// What cannot be read says nothing.
+	_ = events.New(s.layout.Events()).Read(time.Time{}, func(e events.Event) error {
+		if e.ID != ref && e.Name != ref && !ids[e.ID] {
+			return nil
+		}
+		ids[e.ID] = true // of whatever name, later on
+		switch e.Kind {
+		case events.Stopped:
+			how = e.Detail
+		case events.Removed:
+			end = e
+		default:
+			how, end = "", events.Event{}
+		}
+		return nil
+	})
+	if end.ID == "" {
+		return fmt.Errorf("%w: %q (list them with: fcvm ls -a)", vm.ErrNotFound, ref)
+	}
+	if how != "" {
+		how = ": " + how
+	}
+	age := time.Since(end.Time).Round(time.Second)
+	return fmt.Errorf("%w: %q: VM %s was removed %s ago%s", vm.ErrNotFound, ref, end.ID, age, how)
 }
 
 // Remove drops a VM that has ended, or whose record is broken; one that is
@@ -284,6 +322,9 @@ func (s *Store) Remove(id string) error {
 			return fmt.Errorf("remove VM %s: %w", id, vm.ErrRunning)
 		}
 		defer func() { _ = l.Close() }()
+		if err := s.removeCgroup(id); err != nil {
+			return err
+		}
 		rec, _ := s.read(id) // one that is broken has at least its id
 		if err := s.removeDir(id); err != nil {
 			return err

@@ -113,7 +113,7 @@ func TestNames(t *testing.T) {
 	s := newStore(t)
 	first := create(t, s, "web")
 	_, err := s.Create("web", vm.Spec{})
-	if !errors.Is(err, vm.ErrNameTaken) || !strings.Contains(err.Error(), "fcvm rm web") || !strings.Contains(err.Error(), first.Record().ID) {
+	if !errors.Is(err, vm.ErrNameTaken) || !strings.Contains(err.Error(), "fcvm rm -f web") || !strings.Contains(err.Error(), first.Record().ID) {
 		t.Errorf("a name that is taken: %v", err)
 	}
 	if _, err := s.Create("-x", vm.Spec{}); !errors.Is(err, vm.ErrInvalid) {
@@ -297,7 +297,7 @@ func TestDataDirectoryThatCannotBeUsed(t *testing.T) {
 	}
 	asOrdinaryUser(t, func() {
 		es, err := s.List()
-		if err != nil || len(es) != 1 || es[0].Alive || es[0].Record.Status != vm.StatusStarting {
+		if err != nil || len(es) != 1 || es[0].Alive || es[0].Record.Status != vm.StatusFailed {
 			t.Errorf("a read-only directory is listed as %+v, %v", es, err)
 		}
 		if _, err := s.Create("x", vm.Spec{}); err == nil || !strings.Contains(err.Error(), s.layout.Data) || !errors.Is(err, os.ErrPermission) {

@@ -65,6 +65,9 @@ func (v *VM) write() error { return writeRecord(v.Dir(), &v.rec, writeJSON) }
 
 // Close lets go of the lock: the VM counts as ended from here on.
 func (v *VM) Close() error {
+	if r := v.Record(); r.Status.Final() {
+		mark(v.lock)
+	}
 	if err := v.lock.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
 		return fmt.Errorf("let go of VM %s: %w", v.id, err)
 	}

@@ -189,6 +189,18 @@ func (c *commands) Rename(_ context.Context, name string) error {
 	return c.vm.Rename(name)
 }
 
+// Update implements control.VM.
+func (c *commands) Update(ctx context.Context, u control.UpdateRequest) error {
+	in, err := c.running()
+	if err != nil {
+		return err
+	}
+	if u.BalloonMiB == nil {
+		return fmt.Errorf("%w: nothing to update", vm.ErrInvalid)
+	}
+	return in.setBalloon(ctx, *u.BalloonMiB)
+}
+
 // Wait implements control.VM.
 func (c *commands) Wait(ctx context.Context) (control.Ended, error) {
 	if err := c.over.wait(ctx); err != nil {

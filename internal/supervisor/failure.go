@@ -89,7 +89,7 @@ func (in *instance) guestError(ctx context.Context, err error) error {
 func (in *instance) machineExit() (vmm.Exit, bool) {
 	select {
 	case <-in.machine.Done():
-		return in.machine.Exit(), true
+		return in.explain(in.machine.Exit()), true
 	case <-time.After(exitGrace):
 		return vmm.Exit{}, false
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/fcvm/fcvm/internal/agentapi"
 	"github.com/fcvm/fcvm/internal/agentclient"
+	"github.com/fcvm/fcvm/internal/cgroup"
 	"github.com/fcvm/fcvm/internal/events"
 	"github.com/fcvm/fcvm/internal/network"
 	"github.com/fcvm/fcvm/internal/vm"
@@ -25,6 +26,7 @@ type instance struct {
 	undo undoStack
 
 	net      network.Attachment
+	group    *cgroup.Group // nil: the host has none to give
 	machine  vmm.Machine
 	agent    *agentclient.Client
 	stream   *agentclient.Stream

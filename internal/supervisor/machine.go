@@ -83,7 +83,7 @@ func (in *instance) machineConfig() (cfg vmm.Config, closeLogs func(), err error
 			agentapi.DiskImage:   {ID: "image", Path: paths.ImageName, ReadOnly: true},
 			agentapi.DiskScratch: {ID: "scratch", Path: paths.ScratchName},
 		},
-		Net: in.net.Net(), Launcher: in.net.Launcher(),
+		Net: in.net.Net(), Launcher: in.launcher(),
 		Console: logs[0], VMMLog: logs[1],
 	}
 	if in.usesMetadata() {

@@ -140,7 +140,7 @@ func (l *life) runInstance(ctx context.Context) (code int, err error) {
 		err = errors.Join(err, in.undo.run(end))
 	}()
 	for _, step := range []func(context.Context) error{
-		in.openNetwork, in.layOutDisks, in.boot, in.getReady, in.startContainer,
+		in.openNetwork, in.layOutDisks, in.openGroup, in.boot, in.getReady, in.inflate, in.startContainer,
 	} {
 		if err := step(ctx); err != nil {
 			return 0, err

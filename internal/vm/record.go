@@ -55,6 +55,9 @@ type Record struct {
 
 	// Supervisor identifies the process that the VM lives and dies with.
 	Supervisor Process `json:"supervisor"`
+	// Boot is the host's boot id at that time: after a restart of the host the
+	// ids of processes mean others.
+	Boot string `json:"boot,omitempty"`
 
 	Resolved Resolved `json:"resolved"`
 	Phases   []Phase  `json:"phases,omitempty"`
@@ -111,6 +114,10 @@ type Resolved struct {
 	Process Runtime `json:"process,omitzero"`
 	Link    Link    `json:"link,omitzero"` // empty without a network
 	Disks   []Disk  `json:"disks,omitempty"`
+
+	Limits Limits `json:"limits,omitzero"`
+	// BalloonMiB is what the guest was last asked to give up.
+	BalloonMiB int `json:"balloon_mib"`
 }
 
 // Runtime is the container's process, with what the image says and the Spec
@@ -139,6 +146,19 @@ type Disk struct {
 	Device   string `json:"device"` // in the guest
 	Path     string `json:"path"`   // on the host
 	ReadOnly bool   `json:"read_only"`
+}
+
+// Limits is what the host lets the VM's processes use: those of the VMM, and
+// what belongs to it, but not the supervisor.
+type Limits struct {
+	By       string   `json:"by,omitempty"`        // who made the control group: systemd or cgroupfs; empty: there is none
+	Cgroup   string   `json:"cgroup,omitempty"`    // its directory
+	Memory   uint64   `json:"memory,omitempty"`    // bytes: the guest's, and what the VMM needs beside it
+	CPUs     int      `json:"cpus,omitempty"`      // processors' worth of time
+	IOWeight int      `json:"io_weight,omitempty"` // share of a busy disk; others have 100
+	IORate   uint64   `json:"io_rate,omitempty"`   // bytes a second, each way
+	Missing  []string `json:"missing,omitempty"`   // those of them that this host does not have
+	Note     string   `json:"note,omitempty"`      // why there are none
 }
 
 // Phase is how long one step of the start took.

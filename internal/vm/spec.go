@@ -19,6 +19,8 @@ const (
 	MaxMemoryMiB = 1 << 20
 	MaxCPUs      = 32 // Firecracker's limit
 	MaxLogMiB    = 1 << 20
+
+	MinIORate = 1 << 20 // bytes a second; with less a guest takes minutes to boot
 )
 
 // Init says what is process 1 of the guest once it is up.
@@ -43,20 +45,26 @@ const (
 // Spec is what the user asked for, as resolved from the command line: it is
 // complete, holds no defaults left to fill in, and is stored with the VM.
 type Spec struct {
-	Image     string            `json:"image"`             // the reference as given
-	Driver    string            `json:"driver"`            // "auto", "firecracker" or "qemu"
-	CPUs      int               `json:"cpus"`              // virtual CPUs
-	MemoryMiB int               `json:"memory_mib"`        // guest memory
-	Init      Init              `json:"init"`              //
-	Labels    map[string]string `json:"labels,omitzero"`   //
-	Logs      Logs              `json:"logs"`              //
-	LogMiB    int               `json:"log_mib,omitempty"` // the log's limit; 0: package logs' own
-	Remove    bool              `json:"remove"`            // drop the record when the VM has ended
-	Network   NetworkSpec       `json:"network"`           //
-	Container ContainerSpec     `json:"container"`         //
-	Restart   Restart           `json:"restart,omitzero"`
-	Gate      Gate              `json:"gate,omitzero"`
-	Health    *Health           `json:"health,omitempty"` // in place of the image's
+	Image     string `json:"image"`      // the reference as given
+	Driver    string `json:"driver"`     // "auto", "firecracker" or "qemu"
+	CPUs      int    `json:"cpus"`       // virtual CPUs
+	MemoryMiB int    `json:"memory_mib"` // guest memory
+	// BalloonMiB is what the guest is to give up of it once it has booted.
+	BalloonMiB int               `json:"balloon_mib,omitempty"`
+	Init       Init              `json:"init"`              //
+	Labels     map[string]string `json:"labels,omitzero"`   //
+	Logs       Logs              `json:"logs"`              //
+	LogMiB     int               `json:"log_mib,omitempty"` // the log's limit; 0: package logs' own
+	Remove     bool              `json:"remove"`            // drop the record when the VM has ended
+	Network    NetworkSpec       `json:"network"`           //
+	Container  ContainerSpec     `json:"container"`         //
+	Restart    Restart           `json:"restart,omitzero"`
+	Gate       Gate              `json:"gate,omitzero"`
+	Health     *Health           `json:"health,omitempty"` // in place of the image's
+
+	// IORate bounds what the VM reads from the host's disk, and what it writes
+	// there: bytes a second; 0: no bound.
+	IORate uint64 `json:"io_rate,omitzero"`
 
 	// BootTimeout bounds the time from the VMM's start to the agent's
 	// answer; 0 takes the driver's default.
@@ -96,6 +104,10 @@ func (s *Spec) Validate() error {
 		return fmt.Errorf("%w: --cpu %d: a VM has 1 to %d virtual CPUs", ErrInvalid, s.CPUs, MaxCPUs)
 	case s.MemoryMiB < MinMemoryMiB || s.MemoryMiB > MaxMemoryMiB:
 		return fmt.Errorf("%w: --mem %d: a VM has %d to %d MiB of memory", ErrInvalid, s.MemoryMiB, MinMemoryMiB, MaxMemoryMiB)
+	case s.CheckBalloon(s.BalloonMiB) != nil:
+		return s.CheckBalloon(s.BalloonMiB)
+	case s.IORate != 0 && s.IORate < MinIORate:
+		return fmt.Errorf("%w: --io-max %d: it is at least %d bytes a second", ErrInvalid, s.IORate, MinIORate)
 	case s.Init != InitAgent && s.Init != InitSystemd:
 		return fmt.Errorf("%w: --init %q: it is agent or systemd", ErrInvalid, s.Init)
 	case s.Logs != LogsStream && s.Logs != LogsFile && s.Logs != LogsBoth:
@@ -104,6 +116,14 @@ func (s *Spec) Validate() error {
 		return fmt.Errorf("%w: --log-size %d: a log keeps 1 to %d MiB", ErrInvalid, s.LogMiB, MaxLogMiB)
 	}
 	return s.Container.validate()
+}
+
+// CheckBalloon refuses to take more from the guest than it can do without.
+func (s *Spec) CheckBalloon(mib int) error {
+	if most := s.MemoryMiB - MinMemoryMiB; mib < 0 || mib > most {
+		return fmt.Errorf("%w: --balloon %d: of a VM's %d MiB it takes 0 to %d, since a guest needs %d", ErrInvalid, mib, s.MemoryMiB, most, MinMemoryMiB)
+	}
+	return nil
 }
 
 // validate refuses what cannot reach the guest as it is: everything goes there

@@ -100,6 +100,9 @@ type Capabilities struct {
 	SockNetwork bool // takes Net.Socket
 	AgentVsock  bool // agent channel is vsock; else virtio-serial
 	BootTimeout time.Duration
+	// MemoryOverheadMiB is what the VMM's process may need beside the guest's
+	// memory, with room to spare, MiB.
+	MemoryOverheadMiB int
 }
 
 // Driver starts machines of one kind of VMM. It is stateless and safe for
@@ -145,6 +148,17 @@ type MetadataClearer interface {
 	ClearMetadata(ctx context.Context) error
 }
 
+// Ballooner is implemented by Machines that can take memory back from their
+// guest while it runs. Every guest has the device, with nothing in it at first,
+// so that machines do not differ in it.
+type Ballooner interface {
+	// SetBalloon asks the guest to give up so many MiB, or back what it gave
+	// up beyond that; 0: all. The guest does so in its own time, and takes
+	// memory back by itself rather than run out of it. It returns when the
+	// guest has been asked.
+	SetBalloon(ctx context.Context, mib int) error
+}
+
 // Exit is how a VMM's process ended.
 type Exit struct {
 	Code   int    // exit code; -1 when Signal is set
@@ -168,6 +182,7 @@ type Command struct {
 	Stdout *os.File
 	Stderr *os.File
 	Extra  []*os.File // descriptors 3, 4, …
+	Cgroup *os.File   // the control group that it is born into; nil: this process's
 }
 
 // Process is a started VMM.

@@ -199,6 +199,12 @@ func snapshotHost() map[string]bool {
 			found["mount "+strings.TrimSpace(line)] = true
 		}
 	}
+	for _, depth := range []string{"", "*/", "*/*/", "*/*/*/", "*/*/*/*/", "*/*/*/*/*/"} {
+		groups, _ := filepath.Glob("/sys/fs/cgroup/" + depth + "fcvm-*")
+		for _, g := range groups {
+			found["control group "+g] = true
+		}
+	}
 	for _, dir := range []string{filepath.Join(env.data, "vms"), filepath.Join(env.runtime, "vms")} {
 		entries, _ := os.ReadDir(dir)
 		for _, e := range entries {

@@ -146,6 +146,7 @@ func startShim(ctx context.Context, c vmm.Command, tap Tap, control *os.File) (*
 		cmd.Stderr = c.Stderr
 	}
 	attr := &syscall.SysProcAttr{Setsid: true, Cloneflags: syscall.CLONE_NEWNET}
+	launch.IntoCgroup(attr, c.Cgroup)
 	if o.UserNS {
 		// The user keeps its id, and the files it can open; the ambient
 		// capability is the one thing that the shim needs to keep over its

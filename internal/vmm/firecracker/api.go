@@ -57,7 +57,14 @@ type (
 		Interfaces []string `json:"network_interfaces"`
 	}
 	entropyDevice struct{}
-	action        struct {
+	balloonDevice struct {
+		MiB          int  `json:"amount_mib"`
+		DeflateOnOOM bool `json:"deflate_on_oom"`
+	}
+	balloonUpdate struct {
+		MiB int `json:"amount_mib"`
+	}
+	action struct {
 		Type string `json:"action_type"`
 	}
 	vmState struct {

@@ -57,6 +57,7 @@ func requests(cfg *vmm.Config) []request {
 		put("/boot-source", bootSource{Kernel: cfg.Kernel, Initrd: cfg.Initrd, Args: cmdline(cfg)}),
 		put("/vsock", vsockDevice{CID: guestCID, Path: paths.VsockName}),
 		put("/entropy", entropyDevice{}),
+		put("/balloon", balloonDevice{DeflateOnOOM: true}),
 	}
 	for _, d := range cfg.Disks {
 		rs = append(rs, put("/drives/"+d.ID, drive{ID: d.ID, Path: d.Path, ReadOnly: d.ReadOnly}))

@@ -51,6 +51,7 @@ func TestRequests(t *testing.T) {
 		`PUT /boot-source {"kernel_image_path":"kernel","initrd_path":"initrd","boot_args":"` + cmdline(&cfg) + `"}`,
 		`PUT /vsock {"guest_cid":3,"uds_path":"vsock.sock"}`,
 		`PUT /entropy {}`,
+		`PUT /balloon {"amount_mib":0,"deflate_on_oom":true}`,
 		`PUT /drives/root {"drive_id":"root","path_on_host":"rootfs.ext4","is_root_device":false,"is_read_only":true}`,
 		`PUT /network-interfaces/eth0 {"iface_id":"eth0","host_dev_name":"tap0","guest_mac":"02:fc:00:00:00:05"}`,
 		`PUT /mmds/config {"version":"V2","network_interfaces":["eth0"]}`,

@@ -31,6 +31,8 @@ const (
 	minMajor = 1
 	minMinor = 8
 
+	memoryOverheadMiB = 64
+
 	bootTimeout  = 2 * time.Minute
 	probeTimeout = 10 * time.Second
 
@@ -59,7 +61,7 @@ func (d *Driver) Name() string { return programName }
 
 // Capabilities implements vmm.Driver.
 func (d *Driver) Capabilities() vmm.Capabilities {
-	return vmm.Capabilities{Metadata: true, TapNetwork: true, AgentVsock: true, BootTimeout: bootTimeout}
+	return vmm.Capabilities{Metadata: true, TapNetwork: true, AgentVsock: true, BootTimeout: bootTimeout, MemoryOverheadMiB: memoryOverheadMiB}
 }
 
 // versionPattern matches the first line of --version; a log line follows.

@@ -16,6 +16,8 @@ import (
 	"github.com/fcvm/fcvm/internal/vmm/launch"
 )
 
+var _ vmm.Ballooner = (*machine)(nil)
+
 // machine is one running Firecracker.
 type machine struct {
 	*vmm.Child
@@ -75,6 +77,11 @@ func (m *machine) Resume(ctx context.Context) error { return m.setState(ctx, "Re
 
 func (m *machine) setState(ctx context.Context, state string) error {
 	return m.call(ctx, request{http.MethodPatch, "/vm", vmState{State: state}})
+}
+
+// SetBalloon implements vmm.Ballooner.
+func (m *machine) SetBalloon(ctx context.Context, mib int) error {
+	return m.call(ctx, request{http.MethodPatch, "/balloon", balloonUpdate{MiB: mib}})
 }
 
 // ClearMetadata implements vmm.MetadataClearer.

@@ -38,7 +38,16 @@ func (Direct) Launch(ctx context.Context, c vmm.Command) (vmm.Process, error) {
 		cmd.Stderr = c.Stderr
 	}
 	// A session of its own: Ctrl-C in the terminal is for the supervisor.
-	return Start(cmd, &syscall.SysProcAttr{Setsid: true})
+	attr := &syscall.SysProcAttr{Setsid: true}
+	IntoCgroup(attr, c.Cgroup)
+	return Start(cmd, attr)
+}
+
+// IntoCgroup has a process be born in a control group; nil: its parent's.
+func IntoCgroup(attr *syscall.SysProcAttr, dir *os.File) {
+	if dir != nil {
+		attr.UseCgroupFD, attr.CgroupFD = true, int(dir.Fd())
+	}
 }
 
 // Process is a child that dies with this process.

@@ -36,6 +36,7 @@ func args(cfg *vmm.Config, h host) []string {
 		"-chardev", fmt.Sprintf("socket,id=agent,fd=%d", fdAgent),
 		"-device", "virtserialport,chardev=agent,nr=1,name=" + vmm.AgentSerialName,
 		"-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng",
+		"-device", "virtio-balloon-pci,deflate-on-oom=on",
 		// A guest that breaks out of QEMU's devices finds that it can neither
 		// start programs nor become another user.
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
@@ -46,7 +47,7 @@ func args(cfg *vmm.Config, h host) []string {
 		// One thread for all virtual CPUs: guests of two with a thread for each
 		// have locked up on busy hosts, each CPU waiting for the other, and
 		// started a container a third more slowly.
-		a = append(a, "-accel", "tcg,thread=single")
+		a = append(a, "-accel", fmt.Sprintf("tcg,thread=single,tb-size=%d", codeBuffer))
 	}
 	// A disk of the host that is full is an error in the guest. Else QEMU would
 	// stop the guest, without a word.

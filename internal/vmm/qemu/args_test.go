@@ -26,7 +26,7 @@ func TestArgs(t *testing.T) {
 		Disks: []vmm.Disk{{ID: "root", Path: "a,b.ext4", ReadOnly: true}, {ID: "scratch", Path: "scratch.ext4"}},
 	}
 	a := args(&cfg, host{tscKHz: 2600000})
-	for option, want := range map[string]string{"-smp": "3", "-m": "512M", "-kernel": "kernel", "-initrd": "initrd", "-accel": "tcg,thread=single"} {
+	for option, want := range map[string]string{"-smp": "3", "-m": "512M", "-kernel": "kernel", "-initrd": "initrd", "-accel": "tcg,thread=single,tb-size=256"} {
 		if got := values(a, option); !slices.Equal(got, []string{want}) {
 			t.Errorf("%s %q, not %q", option, got, want)
 		}

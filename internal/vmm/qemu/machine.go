@@ -16,10 +16,13 @@ import (
 	"github.com/fcvm/fcvm/internal/vmm/tsc"
 )
 
+var _ vmm.Ballooner = (*machine)(nil)
+
 // machine is one running QEMU.
 type machine struct {
 	*vmm.Child
 	mon       *qmp
+	memory    int // of the guest, MiB
 	agent     *serialmux.Host
 	closeOnce sync.Once
 }
@@ -68,7 +71,7 @@ func (d *Driver) Start(ctx context.Context, cfg vmm.Config) (vmm.Machine, error)
 		_ = agent.Close()
 		return nil, err
 	}
-	m := &machine{Child: vmm.WatchChild(name, proc, cfg.Console.Name(), cfg.VMMLog.Name())}
+	m := &machine{memory: cfg.MemoryMiB, Child: vmm.WatchChild(name, proc, cfg.Console.Name(), cfg.VMMLog.Name())}
 	if m.agent, err = serialmux.NewHost(agent); err == nil {
 		m.mon, err = newQMP(ctx, monitor)
 	}
@@ -100,10 +103,18 @@ func (m *machine) Dial(ctx context.Context) (net.Conn, error) {
 }
 
 // Pause implements vmm.Machine.
-func (m *machine) Pause(ctx context.Context) error { return m.mon.execute(ctx, "stop", nil) }
+func (m *machine) Pause(ctx context.Context) error { return m.mon.execute(ctx, "stop", nil, nil) }
 
 // Resume implements vmm.Machine.
-func (m *machine) Resume(ctx context.Context) error { return m.mon.execute(ctx, "cont", nil) }
+func (m *machine) Resume(ctx context.Context) error { return m.mon.execute(ctx, "cont", nil, nil) }
+
+// SetBalloon implements vmm.Ballooner. QEMU is told what the guest is to keep.
+func (m *machine) SetBalloon(ctx context.Context, mib int) error {
+	keep := struct {
+		Value int64 `json:"value"` // bytes
+	}{int64(m.memory-mib) << 20}
+	return m.mon.execute(ctx, "balloon", keep, nil)
+}
 
 // Close implements vmm.Machine.
 func (m *machine) Close() error {

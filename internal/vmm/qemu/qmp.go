@@ -61,7 +61,7 @@ func newQMP(ctx context.Context, conn io.ReadWriteCloser) (*qmp, error) {
 		_ = conn.Close()
 		return nil, fmt.Errorf("%w: no greeting: %w", errQMP, context.Cause(ctx))
 	}
-	if err := q.execute(ctx, "qmp_capabilities", nil); err != nil {
+	if err := q.execute(ctx, "qmp_capabilities", nil, nil); err != nil {
 		_ = conn.Close()
 		return nil, err
 	}
@@ -98,15 +98,16 @@ func (q *qmp) fail(err error) {
 	_ = q.conn.Close()
 }
 
-// execute runs one command without arguments; out may be nil.
-func (q *qmp) execute(ctx context.Context, command string, out any) error {
+// execute runs one command; args and out may be nil.
+func (q *qmp) execute(ctx context.Context, command string, args, out any) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.nextID++
 	b, err := json.Marshal(struct {
-		Execute string `json:"execute"`
-		ID      uint64 `json:"id"`
-	}{command, q.nextID})
+		Execute   string `json:"execute"`
+		Arguments any    `json:"arguments,omitempty"`
+		ID        uint64 `json:"id"`
+	}{command, args, q.nextID})
 	if err != nil {
 		return err
 	}

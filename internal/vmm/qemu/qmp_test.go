@@ -62,16 +62,16 @@ func TestQMP(t *testing.T) {
 	}
 	defer func() { _ = q.Close() }()
 	var st struct{ Status string }
-	if err := q.execute(t.Context(), "query-status", &st); err != nil || st.Status != "paused" {
+	if err := q.execute(t.Context(), "query-status", nil, &st); err != nil || st.Status != "paused" {
 		t.Errorf("%+v, %v", st, err)
 	}
-	if err := q.execute(t.Context(), "fly", nil); !errors.Is(err, errQMP) || !strings.Contains(err.Error(), "no command fly") {
+	if err := q.execute(t.Context(), "fly", nil, nil); !errors.Is(err, errQMP) || !strings.Contains(err.Error(), "no command fly") {
 		t.Error(err)
 	}
-	if err := q.execute(t.Context(), "quit", nil); !errors.Is(err, vmm.ErrExited) {
+	if err := q.execute(t.Context(), "quit", nil, nil); !errors.Is(err, vmm.ErrExited) {
 		t.Error(err)
 	}
-	if err := q.execute(t.Context(), "stop", nil); !errors.Is(err, vmm.ErrExited) {
+	if err := q.execute(t.Context(), "stop", nil, nil); !errors.Is(err, vmm.ErrExited) {
 		t.Errorf("after the end: %v", err)
 	}
 }

@@ -22,6 +22,7 @@ func Run(t *testing.T, driver vmm.Driver, guest Guest) {
 		f    func(*testing.T)
 	}{
 		{"Life", s.testLife},
+		{"Balloon", s.testBalloon},
 		{"Kill", s.testKill},
 		{"UnexpectedDeath", s.testUnexpectedDeath},
 		{"KernelPanic", s.testKernelPanic},

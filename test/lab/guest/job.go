@@ -89,6 +89,50 @@ func addUser() error {
 	return nil
 }
 
+// userGroups are the control groups in which a user's programs run where
+// systemd has started them: the manager's own is delegated to the user, with
+// the controllers that Debian's user@.service names, and what is below it was
+// made by the user's manager.
+var userGroups = []string{"user.slice", "user-1000.slice", "user@1000.service", "app.slice", "job.scope"}
+
+const userControllers = "+cpu +memory +pids"
+
+// delegateGroup returns the user's group.
+func delegateGroup() (string, error) {
+	dir := "/sys/fs/cgroup"
+	for i, name := range userGroups {
+		dir = filepath.Join(dir, name)
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return "", err
+		}
+		if name != userGroups[len(userGroups)-1] {
+			control := filepath.Join(dir, "cgroup.subtree_control")
+			if err := os.WriteFile(control, []byte(userControllers), 0o644); err != nil {
+				return "", fmt.Errorf("delegate cgroup controllers: %w", err)
+			}
+		}
+		if i < 2 {
+			continue // root's
+		}
+		own := []string{"", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"}
+		if i > 2 { // the user has made them: all files are the user's
+			entries, err := os.ReadDir(dir)
+			if err != nil {
+				return "", err
+			}
+			for _, e := range entries {
+				own = append(own, e.Name())
+			}
+		}
+		for _, f := range own {
+			if err := os.Chown(filepath.Join(dir, f), labapi.UserID, labapi.UserID); err != nil {
+				return "", err
+			}
+		}
+	}
+	return dir, nil
+}
+
 func runtimeDir() string { return fmt.Sprintf("/run/user/%d", labapi.UserID) }
 
 func start(job labapi.Job, program string, out *output) (int, error) {
@@ -97,6 +141,16 @@ func start(job labapi.Job, program string, out *output) (int, error) {
 	if job.User {
 		attr.Credential = &syscall.Credential{Uid: labapi.UserID, Gid: labapi.UserID}
 		env = append(env, "HOME="+home, "USER=user", "XDG_RUNTIME_DIR="+runtimeDir())
+		dir, err := delegateGroup()
+		if err != nil {
+			return 0, err
+		}
+		group, err := os.Open(dir)
+		if err != nil {
+			return 0, err
+		}
+		defer func() { _ = group.Close() }()
+		attr.UseCgroupFD, attr.CgroupFD = true, int(group.Fd())
 	}
 	null, err := os.Open(os.DevNull)
 	if err != nil {

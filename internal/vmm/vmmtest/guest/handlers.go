@@ -39,6 +39,13 @@ func (g *guest) handler() http.Handler {
 		m, err := describe()
 		answer(w, m, err)
 	})
+	mux.HandleFunc("GET "+testapi.PathFree, func(w http.ResponseWriter, _ *http.Request) {
+		mib, err := freeMiB()
+		answer(w, mib, err)
+	})
+	mux.HandleFunc("POST "+testapi.PathTouch, func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, nil, touchFree())
+	})
 	mux.HandleFunc("POST "+testapi.PathEcho, echo)
 	mux.HandleFunc("PUT "+testapi.PathDisk, func(w http.ResponseWriter, r *http.Request) {
 		answer(w, nil, writeDisk(r))
@@ -189,4 +196,22 @@ func ask(r *http.Request, method, path string, h http.Header) ([]byte, int, erro
 	defer func() { _ = resp.Body.Close() }()
 	b, err := io.ReadAll(io.LimitReader(resp.Body, agentapi.MaxBody))
 	return b, resp.StatusCode, err
+}
+
+func freeMiB() (int, error) {
+	var si unix.Sysinfo_t
+	err := unix.Sysinfo(&si)
+	return int(si.Freeram * uint64(si.Unit) >> 20), err
+}
+
+// touchFree has the host pay for memory of the guest.
+func touchFree() error {
+	b, err := unix.Mmap(-1, 0, testapi.TouchMiB<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil {
+		return err
+	}
+	for i := 0; i < len(b); i += os.Getpagesize() {
+		b[i] = 1
+	}
+	return unix.Munmap(b)
 }

@@ -27,6 +27,8 @@ import (
 const (
 	modules = "/lib/modules"
 	retry   = 5 * time.Millisecond
+
+	balloonModule = "virtio_balloon.ko" // the agent loads it, too
 )
 
 func main() {
@@ -68,8 +70,11 @@ func loadModules() error {
 	if err != nil {
 		return err
 	}
-	for _, name := range strings.Fields(string(list)) {
+	for _, name := range append(strings.Fields(string(list)), balloonModule) {
 		f, err := os.Open(filepath.Join(modules, name))
+		if errors.Is(err, fs.ErrNotExist) && name == balloonModule {
+			continue // built in
+		}
 		if err != nil {
 			return err
 		}

@@ -10,8 +10,13 @@ const (
 	PathEcho     = "/test/echo"     // POST: the body comes back as it arrives
 	PathDisk     = "/test/disk"     // PUT ?disk=vdb: the body becomes the disk's head
 	PathLink     = "/test/link"     // POST: configure the interface, send a packet to the gateway
+	PathFree     = "/test/free"     // GET: the memory that the guest does not use, MiB
+	PathTouch    = "/test/touch"    // POST: write to TouchMiB of memory, and let it go
 	PathMetadata = "/test/metadata" // GET: Metadata; after PathLink
 )
+
+// TouchMiB is how much memory PathTouch uses, MiB.
+const TouchMiB = 128
 
 // HeadSize is how much of a disk is looked at, bytes.
 const HeadSize = 512

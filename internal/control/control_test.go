@@ -1,0 +1,99 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/fcvm/fcvm/internal/vm"
+)
+
+// fakeVM answers with what a test wants, and remembers what it was asked.
+type fakeVM struct {
+	err     error
+	updated UpdateRequest
+	renamed string
+}
+
+func (f *fakeVM) DialAgent(context.Context) (net.Conn, error)     { return nil, f.err }
+func (f *fakeVM) Stop(context.Context, time.Duration) error       { return f.err }
+func (f *fakeVM) Kill(context.Context, int) error                 { return f.err }
+func (f *fakeVM) Pause(context.Context) error                     { return f.err }
+func (f *fakeVM) Resume(context.Context) error                    { return f.err }
+func (f *fakeVM) Rename(_ context.Context, n string) error        { f.renamed = n; return f.err }
+func (f *fakeVM) Update(_ context.Context, u UpdateRequest) error { f.updated = u; return f.err }
+func (f *fakeVM) Wait(context.Context) (Ended, error)             { return Ended{ExitCode: 7, Reason: "x"}, f.err }
+func (f *fakeVM) WaitReady(context.Context) error                 { return f.err }
+
+func serve(t *testing.T, v VM) *Client {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "run", "vm.sock")
+	s, err := Listen(path, v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+		if err := New(path).Pause(context.Background()); !errors.Is(err, ErrGone) {
+			t.Errorf("after the end: %v", err)
+		}
+	})
+	return New(path)
+}
+
+func TestUpdate(t *testing.T) {
+	f := &fakeVM{}
+	c := serve(t, f)
+	mib := 256
+	if err := c.Update(t.Context(), UpdateRequest{BalloonMiB: &mib}); err != nil {
+		t.Fatal(err)
+	}
+	if f.updated.BalloonMiB == nil || *f.updated.BalloonMiB != mib {
+		t.Errorf("asked for %d MiB, the VM was asked for %+v", mib, f.updated)
+	}
+	if err := c.Update(t.Context(), UpdateRequest{}); err != nil || f.updated.BalloonMiB != nil {
+		t.Errorf("%+v, %v", f.updated, err)
+	}
+}
+
+// An error arrives with its words, and as what it is.
+func TestErrorsKeepTheirKind(t *testing.T) {
+	f := &fakeVM{}
+	c := serve(t, f)
+	for _, kind := range []error{vm.ErrNotRunning, vm.ErrRunning, vm.ErrNameTaken, vm.ErrInvalid, vm.ErrPaused} {
+		f.err = fmt.Errorf("%w: some words", kind)
+		for name, call := range map[string]func() error{
+			"update": func() error { return c.Update(t.Context(), UpdateRequest{}) },
+			"rename": func() error { return c.Rename(t.Context(), "x") },
+			"stop":   func() error { return c.Stop(t.Context(), 0) },
+			"agent":  func() error { _, err := c.DialAgent(t.Context()); return err },
+			"wait":   func() error { _, err := c.Wait(t.Context()); return err },
+		} {
+			if err := call(); !errors.Is(err, kind) || !strings.Contains(err.Error(), "some words") {
+				t.Errorf("%s: %v, want %v", name, err, kind)
+			}
+		}
+	}
+}
+
+// What is too large, or none of the protocol's, is refused.
+func TestRequestsAreBounded(t *testing.T) {
+	f := &fakeVM{}
+	c := serve(t, f)
+	if err := c.Rename(t.Context(), strings.Repeat("x", maxBody)); !errors.Is(err, vm.ErrInvalid) || f.renamed != "" {
+		t.Errorf("a name of %d bytes: %v", maxBody, err)
+	}
+	if err := c.call(t.Context(), "POST", "/v1/fly", nil, nil); err == nil || !strings.Contains(err.Error(), "another version") {
+		t.Errorf("what the server does not know: %v", err)
+	}
+	if e, err := c.Wait(t.Context()); err != nil || e.ExitCode != 7 {
+		t.Errorf("%+v, %v", e, err)
+	}
+}
