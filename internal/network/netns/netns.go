@@ -26,7 +26,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"strconv"
 	"strings"
 	"syscall"
@@ -71,7 +70,7 @@ func Check() error {
 		return fmt.Errorf("%w: %w: load the tun module and give your user read and write access to %s", ErrNamespace, err, tunDevice)
 	}
 	_ = f.Close()
-	if privileged() {
+	if Privileged() {
 		return nil
 	}
 	b, err := os.ReadFile("/proc/sys/user/max_user_namespaces")
@@ -125,26 +124,15 @@ func startShim(ctx context.Context, c vmm.Command, tap Tap, control *os.File) (*
 	}
 	o := order{
 		Control: 3 + len(c.Extra), // the first behind the VMM's own
-		Parent:  os.Getpid(), UserNS: !privileged(), Tap: tap, Argv: append([]string{c.Path}, c.Args...),
+		Parent:  os.Getpid(), UserNS: !Privileged(), Tap: tap, Argv: append([]string{c.Path}, c.Args...),
 	}
 	arg, err := json.Marshal(o)
 	if err != nil {
 		return nil, fmt.Errorf("start the VMM in a network namespace: %w", err)
 	}
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Args = []string{shimName, string(arg)}
-	cmd.Env, cmd.Dir = c.Env, c.Dir
+	cmd := launch.Cmd(c)
+	cmd.Path, cmd.Args = "/proc/self/exe", []string{shimName, string(arg)}
 	cmd.ExtraFiles = append(append([]*os.File{}, c.Extra...), control)
-	// Assigned only when set: a nil *os.File in an interface is not nil.
-	if c.Stdin != nil {
-		cmd.Stdin = c.Stdin
-	}
-	if c.Stdout != nil {
-		cmd.Stdout = c.Stdout
-	}
-	if c.Stderr != nil {
-		cmd.Stderr = c.Stderr
-	}
 	attr := &syscall.SysProcAttr{Setsid: true, Cloneflags: syscall.CLONE_NEWNET}
 	if o.UserNS {
 		// The user keeps its id, and the files it can open; the ambient
@@ -217,10 +205,10 @@ func receivedFile(oob []byte) (*os.File, error) {
 	return os.NewFile(uintptr(fds[0]), "uplink"), nil
 }
 
-// privileged reports whether this process may make network namespaces as it
+// Privileged reports whether this process may make network namespaces as it
 // is. A user namespace would be in root's way: there it could not even enter
 // the directories of other users.
-func privileged() bool {
+func Privileged() bool {
 	b, err := os.ReadFile("/proc/self/status")
 	if err != nil {
 		return false

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
 	"os"
 	"os/exec"
 	"syscall"
@@ -275,6 +274,3 @@ func (m *machine) configure() error {
 	_ = os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 0"), 0o644)
 	return configure(network.GuestInterface, addrs, gateways)
 }
-
-// guestAddr is the guest's own address on its link.
-var guestAddr = netip.MustParsePrefix(network.GuestAddress).Addr()

@@ -164,14 +164,14 @@ func privateFiles(dir string) error {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
 	path := filepath.Join(dir, "resolv.conf")
-	if err := os.WriteFile(path, []byte("nameserver "+NeighbourAddr+"\noptions timeout:2\n"), 0o644); err != nil { //nolint:gosec // it is to be read by all
+	if err := os.WriteFile(path, []byte("nameserver "+NeighbourAddr+"\noptions timeout:2\n"), 0o644); err != nil {
 		return err
 	}
 	if err := unix.Mount(path, "/etc/resolv.conf", "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("mount resolv.conf: %w", err)
 	}
 	// The user's own group is what an unprivileged namespace may name.
-	return os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 0"), 0o644) //nolint:gosec // it exists
+	return os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 0"), 0o644)
 }
 
 func startNeighbour() (*net.UnixConn, *exec.Cmd, error) {
