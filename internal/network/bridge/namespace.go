@@ -199,7 +199,7 @@ func (a *attachment) makeRules() error {
 		c.add(fwd, tap, saddr.notAddr(p.guest), drop())
 	}
 	for _, n := range never {
-		c.add(fwd, tap, daddr.within(n), drop())
+		c.add(fwd, tap, daddr.within(n), reject())
 	}
 	c.add(fwd, state(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept())
 	if a.cfg.Isolated {

@@ -21,12 +21,13 @@ import (
 // and a text.
 const OutsideName = "outside.test."
 
-// nameServer is the neighbour's name server, which the scratch host asks.
-type nameServer struct{ asked atomic.Int64 }
+// NameServer is the neighbour's name server, which the scratch host asks.
+type NameServer struct{ asked atomic.Int64 }
 
-func serveNames(t testing.TB, neighbour *Sockets) *nameServer {
+// ServeNames starts it, until the test's end.
+func ServeNames(t testing.TB, neighbour *Sockets) *NameServer {
 	t.Helper()
-	s := new(nameServer)
+	s := new(NameServer)
 	pc := neighbour.ListenPacket(t, "udp4", NeighbourAddr+":53")
 	go func() {
 		buf := make([]byte, 4096)
@@ -60,7 +61,7 @@ func serveNames(t testing.TB, neighbour *Sockets) *nameServer {
 	return s
 }
 
-func (s *nameServer) answer(query []byte) ([]byte, error) {
+func (s *NameServer) answer(query []byte) ([]byte, error) {
 	var m dnsmessage.Message
 	if err := m.Unpack(query); err != nil || len(m.Questions) != 1 {
 		return nil, fmt.Errorf("no question: %w", err)

@@ -8,7 +8,7 @@
 // host (interfaces, rules, settings) it changes there, and it goes with the
 // test. A test program begins with
 //
-//	func TestMain(m *testing.M) { nettest.Main(m) }
+//	func TestMain(m *testing.M) { nettest.Main(m, nil) }
 package nettest
 
 import (
@@ -58,7 +58,10 @@ const (
 
 // Main runs a package's tests in a scratch namespace, or without one where it
 // cannot be made; then Need skips. It does not return.
-func Main(m *testing.M) {
+//
+// roles are further ones that the program plays, when the role's name is its
+// first argument, with the rest of them.
+func Main(m *testing.M, roles map[string]func(args []string) error) {
 	netns.Main()
 	if len(os.Args) > 1 {
 		switch os.Args[1] {
@@ -69,6 +72,9 @@ func Main(m *testing.M) {
 		case argNeighbour:
 			exit(serveSockets(os.NewFile(3, "control")))
 		}
+	}
+	if len(os.Args) > 1 && roles[os.Args[1]] != nil {
+		exit(roles[os.Args[1]](os.Args[2:]))
 	}
 	if os.Getenv(envNeighbour) != "" || os.Getenv(envSkip) != "" {
 		os.Exit(m.Run())

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -27,7 +28,7 @@ type Sockets struct {
 
 // request is what the other process is asked for.
 type request struct {
-	Op      string // dial, listen, listenPacket, configure
+	Op      string // dial, listen, listenPacket, ping, configure, route
 	Network string
 	Addr    string
 	Addrs   []string // of an interface to configure
@@ -83,6 +84,8 @@ func (s *Sockets) open(r request) (*os.File, error) {
 	return f, err
 }
 
+const errNoFile = "no file received"
+
 // reply receives an error, or none and perhaps a file.
 func reply(c *net.UnixConn, f **os.File) error {
 	msg, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(4))
@@ -98,8 +101,11 @@ func reply(c *net.UnixConn, f **os.File) error {
 		return nil
 	}
 	msgs, err := unix.ParseSocketControlMessage(oob[:oobn])
-	if err != nil || len(msgs) != 1 {
-		return fmt.Errorf("no file received: %w", err)
+	if err != nil {
+		return err
+	}
+	if len(msgs) != 1 {
+		return errors.New(errNoFile)
 	}
 	fds, err := unix.ParseUnixRights(&msgs[0])
 	if err != nil {
@@ -149,6 +155,15 @@ func (s *Sockets) ListenPacket(t testing.TB, network, addr string) net.PacketCon
 	}
 	t.Cleanup(func() { _ = c.Close() })
 	return c
+}
+
+// Route adds a route there.
+func (s *Sockets) Route(dst, via string) error {
+	_, err := s.open(request{Op: "route", Network: dst, Addr: via})
+	if err != nil && err.Error() == errNoFile {
+		return nil
+	}
+	return err
 }
 
 // Ping sends one ICMP echo request from there and waits for its reply.
@@ -233,6 +248,12 @@ func (r *request) serve(c *net.UnixConn) error {
 
 func (r *request) do() (filed, error) {
 	switch r.Op {
+	case "route":
+		_, dst, err := net.ParseCIDR(r.Network)
+		if err != nil {
+			return nil, err
+		}
+		return nil, netlink.RouteReplace(&netlink.Route{Dst: dst, Gw: net.ParseIP(r.Addr)})
 	case "configure":
 		return nil, configure(r.Network, r.Addrs, nil)
 	case "dial":

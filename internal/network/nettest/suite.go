@@ -53,7 +53,7 @@ const (
 // Run runs the suite.
 func Run(t *testing.T, s Suite) {
 	neighbour := Need(t)
-	names := serveNames(t, neighbour)
+	names := ServeNames(t, neighbour)
 	for name, caps := range s.Attach {
 		t.Run(name, func(t *testing.T) {
 			r := &runner{Suite: s, caps: caps, neighbour: neighbour, names: names}
@@ -66,7 +66,7 @@ type runner struct {
 	Suite
 	caps      vmm.Capabilities
 	neighbour *Sockets
-	names     *nameServer
+	names     *NameServer
 }
 
 func (r *runner) run(t *testing.T) {

@@ -21,7 +21,7 @@ const patience = time.Minute
 
 var loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 
-func TestMain(m *testing.M) { nettest.Main(m) }
+func TestMain(m *testing.M) { nettest.Main(m, nil) }
 
 func TestConformance(t *testing.T) {
 	nettest.Run(t, nettest.Suite{
