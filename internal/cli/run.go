@@ -34,8 +34,7 @@ type runOptions struct {
 	init    vm.Init
 	logs    vm.Logs
 	remove  bool
-	network string
-	publish []string
+	network networkOptions
 
 	platform    string
 	bootTimeout time.Duration
@@ -134,8 +133,7 @@ func (o *runOptions) register(cmd *cobra.Command) {
 	o.memory = defaultMemoryMiB
 	f.IntVar(&o.cpus, "cpu", defaultCPUs, "`NUMBER` of virtual CPUs")
 	f.Var(memory{&o.memory}, "mem", "memory of the VM: a number of MiB, or 512m, 2g")
-	addChoice(cmd, newChoice(&o.network, "auto", "usernet", "none"), "network", "how the VM is connected")
-	f.StringArrayVarP(&o.publish, "publish", "p", nil, "publish a port: `[[IP:]HOSTPORT:]PORT`, /udp behind it for UDP")
+	o.network.register(cmd)
 	addChoice(cmd, newChoice(&o.pull, image.PullMissing, image.PullAlways, image.PullNever), "pull", "when to ask the registry for the image")
 	f.StringVar(&o.platform, "platform", "", "take the image for `OS/ARCH`")
 	addChoice(cmd, newChoice(&o.driver, "auto", "firecracker", "qemu"), "vmm", "what runs the VM")
@@ -167,6 +165,7 @@ func runRun(ctx context.Context, a *app, o *runOptions) error {
 		return err
 	}
 	defer c.close()
+	a.bridgeSubnet = spec.Network.Subnet
 	d, err := a.deps()
 	if err != nil {
 		return err

@@ -2,11 +2,13 @@ package cli
 
 import (
 	"fmt"
+	"net/netip"
 	"path/filepath"
 	"runtime"
 
 	"github.com/fcvm/fcvm/internal/image"
 	"github.com/fcvm/fcvm/internal/network"
+	"github.com/fcvm/fcvm/internal/network/bridge"
 	"github.com/fcvm/fcvm/internal/network/none"
 	"github.com/fcvm/fcvm/internal/network/usernet"
 	"github.com/fcvm/fcvm/internal/paths"
@@ -32,6 +34,10 @@ func (a *app) openStore() (*store.Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errDataDir, err)
 	}
+	// What a supervisor that was killed has left on the host is removed by the
+	// next command of any kind. A bridge that cannot be looked after concerns
+	// those who want to use it, and tells them.
+	_ = bridge.Reconcile()
 	return s, nil
 }
 
@@ -67,9 +73,13 @@ func (a *app) deps() (supervisor.Deps, error) {
 	if err != nil {
 		return supervisor.Deps{}, err
 	}
+	subnet, err := bridge.ParseSubnet(a.bridgeSubnet)
+	if err != nil {
+		return supervisor.Deps{}, err
+	}
 	return supervisor.Deps{
 		Store: st, Setup: newSetup(st.Layout()), Images: images,
-		Drivers: a.drivers(st.Layout(), kvm.Probe()), Networks: networks(),
+		Drivers: a.drivers(st.Layout(), kvm.Probe()), Networks: networks(subnet),
 	}, nil
 }
 
@@ -103,7 +113,7 @@ func installedFirecracker(l paths.Layout) string {
 	return filepath.Join(l.Data, m.Firecracker.Files[0].Path)
 }
 
-// networks are all backends, in the order in which "auto" tries them.
-func networks() []network.Backend {
-	return []network.Backend{usernet.New(), none.New()}
+// networks are all backends. The bridge is made with subnet, if it is valid.
+func networks(subnet netip.Prefix) []network.Backend {
+	return []network.Backend{usernet.New(), bridge.New(subnet), none.New()}
 }

@@ -8,6 +8,7 @@
 //	POST /v1/pause
 //	POST /v1/resume
 //	POST /v1/rename  RenameRequest
+//	POST /v1/publish PublishRequest; answers with Published
 //	GET  /v1/wait    answers with Ended when the VM has ended
 //	GET  /v1/ready   answers when the readiness gate is open, or never will be
 //
@@ -70,6 +71,8 @@ type VM interface {
 	Pause(ctx context.Context) error
 	Resume(ctx context.Context) error
 	Rename(ctx context.Context, name string) error
+	// Publish opens or closes ports, and returns them.
+	Publish(ctx context.Context, ports []string, remove bool) ([]string, error)
 	// Wait returns when the VM has ended for good.
 	Wait(ctx context.Context) (Ended, error)
 	// WaitReady returns when the VM's readiness gate is open.

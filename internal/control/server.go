@@ -85,6 +85,7 @@ func (s *Server) handler() http.Handler {
 			answer(w, nil, s.vm.Rename(r.Context(), q.Name))
 		}
 	})
+	mux.HandleFunc("POST "+pathPublish, s.publish)
 	mux.HandleFunc("POST "+pathPause, func(w http.ResponseWriter, r *http.Request) {
 		answer(w, nil, s.vm.Pause(r.Context()))
 	})
