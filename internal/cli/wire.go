@@ -10,6 +10,7 @@ import (
 	"github.com/fcvm/fcvm/internal/network"
 	"github.com/fcvm/fcvm/internal/network/bridge"
 	"github.com/fcvm/fcvm/internal/network/none"
+	"github.com/fcvm/fcvm/internal/network/slirp"
 	"github.com/fcvm/fcvm/internal/network/usernet"
 	"github.com/fcvm/fcvm/internal/paths"
 	"github.com/fcvm/fcvm/internal/setup"
@@ -115,5 +116,5 @@ func installedFirecracker(l paths.Layout) string {
 
 // networks are all backends. The bridge is made with subnet, if it is valid.
 func networks(subnet netip.Prefix) []network.Backend {
-	return []network.Backend{usernet.New(), bridge.New(subnet), none.New()}
+	return []network.Backend{usernet.New(), bridge.New(subnet), slirp.New(), none.New()}
 }

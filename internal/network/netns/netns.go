@@ -43,6 +43,9 @@ var ErrNamespace = errors.New("cannot set up a network namespace")
 // shimName is the shim's argv[0], by which Main knows itself.
 const shimName = "fcvm-netns"
 
+// noUplink is what the shim sends in place of a descriptor.
+const noUplink = "\x00"
+
 // maxMessage bounds what the shim sends.
 const maxMessage = 4096
 
@@ -50,6 +53,9 @@ const maxMessage = 4096
 type Tap struct {
 	Name string `json:"name"`
 	MTU  int    `json:"mtu"` // bytes
+	// Left: the tap's other end, UplinkName, is left for another program to
+	// open in the namespace. Launch returns no descriptor then.
+	Left bool `json:"left,omitempty"`
 }
 
 // order is what the shim is to do. It is in its arguments, which everybody on
@@ -158,6 +164,7 @@ func await(ctx context.Context, control *net.UnixConn) (*os.File, error) {
 	stop := context.AfterFunc(ctx, func() { _ = control.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	var uplink *os.File
+	ready := false
 	fail := func(err error) (*os.File, error) {
 		if uplink != nil {
 			_ = uplink.Close()
@@ -172,18 +179,22 @@ func await(ctx context.Context, control *net.UnixConn) (*os.File, error) {
 		n, oobn, _, _, err := control.ReadMsgUnix(msg, oob)
 		ended := errors.Is(err, io.EOF) || err == nil && n == 0
 		switch {
-		case ended && uplink != nil:
+		case ended && ready:
 			return uplink, nil
 		case ended:
 			return fail(errors.New("it ended before the network was there"))
 		case err != nil:
 			return fail(err)
+		case oobn == 0 && string(msg[:n]) == noUplink:
+			ready = true
+			continue
 		case oobn == 0:
 			return fail(errors.New(string(msg[:n])))
 		}
 		if uplink, err = receivedFile(oob[:oobn]); err != nil {
 			return fail(err)
 		}
+		ready = true
 	}
 }
 

@@ -204,7 +204,7 @@ func TestLaunch(t *testing.T) {
 	}
 	// The namespace was the VMM's alone.
 	if _, err := netlink.LinkByName(bridgeName); err == nil {
-		if _, err := netlink.LinkByName(uplinkName); err == nil {
+		if _, err := netlink.LinkByName(UplinkName); err == nil {
 			t.Error("the taps are in this process's namespace")
 		}
 	}

@@ -28,6 +28,9 @@ type Suite struct {
 	KeepsSource  bool // a published port sees the address of a client outside
 	Ports6       bool // ports can be published on IPv6 addresses of the host
 	GuestIPv6    bool // the guest's link carries IPv6
+	OneByOne     bool // is tried with one connection at a time: with more it drops some, for a second each
+	LosesResets  bool // a connection that is reset looks like one that ended
+	LinkLocal    bool // does not keep guests from the host's link-local addresses
 	Ping         bool // echo requests are sent on
 	Egress       bool // has egress policies
 	MaxDatagram  int  // payload of the largest datagram, bytes
@@ -62,6 +65,24 @@ func Run(t *testing.T, s Suite) {
 	}
 }
 
+// all tries everything that TCP is to do.
+func (r *runner) all(t *testing.T, w Way, size int64, conns int) {
+	if r.LosesResets {
+		t.Run("bulk", func(t *testing.T) { w.Bulk(t, size) })
+		t.Run("half-close", func(t *testing.T) { w.HalfClose(t) })
+		t.Run("short", func(t *testing.T) { w.Short(t, conns, r.atOnce()) })
+		return
+	}
+	w.All(t, size, conns)
+}
+
+func (r *runner) atOnce() int {
+	if r.OneByOne {
+		return 1
+	}
+	return atOnce
+}
+
 type runner struct {
 	Suite
 	caps      vmm.Capabilities
@@ -93,7 +114,9 @@ func (r *runner) run(t *testing.T) {
 	})
 	t.Run("two VMs", r.testTwo)
 	t.Run("again at once", r.testAgain)
-	t.Run("hidden", r.testHidden)
+	if !r.LinkLocal {
+		t.Run("hidden", r.testHidden)
+	}
 	if r.Egress {
 		t.Run("egress", r.testEgress)
 	}
@@ -164,7 +187,7 @@ func (r *runner) testNames(t *testing.T, g *Guest) {
 }
 
 func (r *runner) testOut(t *testing.T, g *Guest) {
-	r.way(t, g, "tcp4", NeighbourAddr).All(t, bulkSize, manyConns)
+	r.all(t, r.way(t, g, "tcp4", NeighbourAddr), bulkSize, manyConns)
 	t.Run("refused", func(t *testing.T) {
 		l := r.neighbour.Listen(t, "tcp4", NeighbourAddr+":0")
 		_ = l.Close()
@@ -198,7 +221,7 @@ func (r *runner) testHost(t *testing.T, g *Guest) {
 	}
 	defer func() { _ = l.Close() }()
 	_, port, _ := net.SplitHostPort(l.Addr().String())
-	Way{Listener: l, Dial: func() (net.Conn, error) { return g.Dial("tcp4", net.JoinHostPort(network.Gateway, port)) }}.All(t, smallBulk, 80)
+	r.all(t, Way{Listener: l, Dial: func() (net.Conn, error) { return g.Dial("tcp4", net.JoinHostPort(network.Gateway, port)) }}, smallBulk, 80)
 }
 
 // find returns the published port of the guest's.
@@ -238,7 +261,7 @@ func (r *runner) testPublished(t *testing.T, a network.Attachment, g *Guest) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := g.Listen(t, "tcp4", fmt.Sprintf(":%d", portBulk))
-			Way{Listener: l, Dial: dial("tcp4", fmt.Sprint(p.HostPort))}.All(t, smallBulk, manyConns)
+			r.all(t, Way{Listener: l, Dial: dial("tcp4", fmt.Sprint(p.HostPort))}, smallBulk, manyConns)
 		})
 		t.Run(name+", udp", func(t *testing.T) {
 			pc := g.ListenPacket(t, "udp4", fmt.Sprintf(":%d", portUDP))

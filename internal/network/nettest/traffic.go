@@ -106,9 +106,11 @@ func (w Way) HalfClose(t *testing.T) {
 	}
 }
 
+// atOnce is how many connections are made at a time.
+const atOnce = 8
+
 // Short makes many short connections, some at a time.
-func (w Way) Short(t *testing.T, conns int) {
-	const atOnce = 8
+func (w Way) Short(t *testing.T, conns, atOnce int) {
 	go echo(w.Listener)
 	var work sync.WaitGroup
 	for worker := range atOnce {
@@ -192,7 +194,7 @@ func (w Way) All(t *testing.T, size int64, conns int) {
 	t.Run("bulk", func(t *testing.T) { w.Bulk(t, size) })
 	t.Run("half-close", func(t *testing.T) { w.HalfClose(t) })
 	t.Run("reset", func(t *testing.T) { w.Reset(t) })
-	t.Run("short", func(t *testing.T) { w.Short(t, conns) }) // last: it goes on to accept
+	t.Run("short", func(t *testing.T) { w.Short(t, conns, atOnce) }) // last: it goes on to accept
 }
 
 // Datagrams exchanges datagrams of these sizes with an echo on pc.
