@@ -16,6 +16,7 @@ import (
 	"github.com/fcvm/fcvm/internal/setup"
 	"github.com/fcvm/fcvm/internal/store"
 	"github.com/fcvm/fcvm/internal/supervisor"
+	"github.com/fcvm/fcvm/internal/vm"
 	"github.com/fcvm/fcvm/internal/vmm"
 	"github.com/fcvm/fcvm/internal/vmm/firecracker"
 	"github.com/fcvm/fcvm/internal/vmm/kvm"
@@ -112,6 +113,19 @@ func installedFirecracker(l paths.Layout) string {
 		return ""
 	}
 	return filepath.Join(l.Data, m.Firecracker.Files[0].Path)
+}
+
+// autoNetwork is what --network auto takes here, and why not others.
+func (a *app) autoNetwork() (name, why string) {
+	subnet, err := bridge.ParseSubnet(a.sys.getenv("FCVM_BRIDGE_SUBNET"))
+	if err != nil {
+		return "", err.Error()
+	}
+	name, why, err = supervisor.ChooseNetwork(networks(subnet), vm.NetworkSpec{Backend: "auto", Mode: vm.ModeAuto})
+	if err != nil {
+		return "", err.Error()
+	}
+	return name, why
 }
 
 // networks are all backends. The bridge is made with subnet, if it is valid.

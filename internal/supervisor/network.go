@@ -22,6 +22,16 @@ var (
 // world.
 type blocker interface{ Blocked() string }
 
+// ChooseNetwork returns the name of the backend that a spec asks for, and why
+// not others. It changes nothing.
+func ChooseNetwork(backends []network.Backend, spec vm.NetworkSpec) (name, why string, err error) {
+	b, why, err := chooseNetwork(backends, spec)
+	if err != nil {
+		return "", "", err
+	}
+	return b.Name(), why, nil
+}
+
 // chooseNetwork returns the backend that a spec asks for, and why. "auto" is
 // the bridge for root, where nothing is in its way, else usernet.
 func chooseNetwork(backends []network.Backend, spec vm.NetworkSpec) (network.Backend, string, error) {
