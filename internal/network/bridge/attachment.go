@@ -174,7 +174,7 @@ func (a *attachment) servePort(o *hostport.Opened) {
 
 // DialTCP implements hostport.Guest. A program that does not listen on IPv4
 // may do so on IPv6.
-func (a *attachment) DialTCP(ctx context.Context, port uint16) (hostport.HalfConn, error) {
+func (a *attachment) DialTCP(ctx context.Context, _ netip.Addr, port uint16) (hostport.HalfConn, error) {
 	var d net.Dialer
 	var err error
 	for _, addr := range a.Addresses() {
@@ -190,7 +190,7 @@ func (a *attachment) DialTCP(ctx context.Context, port uint16) (hostport.HalfCon
 }
 
 // DialUDP implements hostport.Guest.
-func (a *attachment) DialUDP(port uint16) (net.Conn, error) {
+func (a *attachment) DialUDP(_ netip.Addr, port uint16) (net.Conn, error) {
 	return net.Dial("udp4", netip.AddrPortFrom(a.ip, port).String())
 }
 

@@ -17,10 +17,10 @@ const (
 	UDPIdle = 90 * time.Second // RFC 4787, REQ-5, asks for two minutes of a router
 )
 
-// Guest connects to ports of the guest.
+// Guest connects to ports of the guest, for a client: as that, if it can.
 type Guest interface {
-	DialTCP(ctx context.Context, port uint16) (HalfConn, error)
-	DialUDP(port uint16) (net.Conn, error)
+	DialTCP(ctx context.Context, client netip.Addr, port uint16) (HalfConn, error)
+	DialUDP(client netip.Addr, port uint16) (net.Conn, error)
 }
 
 // Limits bound what clients can make the process hold open. The capacity of
@@ -63,7 +63,7 @@ func (o *Opened) serveTCP(ctx context.Context, g Guest, slots chan struct{}) {
 			defer Release(slots)
 			dial, cancel := context.WithTimeout(ctx, guestDialTimeout)
 			defer cancel()
-			guest, err := g.DialTCP(dial, o.port.GuestPort)
+			guest, err := g.DialTCP(dial, addrOf(c.RemoteAddr()), o.port.GuestPort)
 			if err != nil {
 				host.Abort()
 				return
@@ -71,6 +71,14 @@ func (o *Opened) serveTCP(ctx context.Context, g Guest, slots chan struct{}) {
 			RelayTCP(ctx, guest, host)
 		})
 	}
+}
+
+// addrOf is a socket's address, without its port.
+func addrOf(a net.Addr) netip.Addr {
+	if t, ok := a.(*net.TCPAddr); ok {
+		return t.AddrPort().Addr().Unmap()
+	}
+	return netip.Addr{}
 }
 
 // sleep waits for d; false: ctx has ended before.
@@ -88,7 +96,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 type udpService struct {
 	ctx   context.Context // its end is the service's
 	conn  *net.UDPConn
-	dial  func() (net.Conn, error)
+	dial  func(client netip.Addr) (net.Conn, error)
 	slots chan struct{}
 
 	mu      sync.Mutex
@@ -110,7 +118,7 @@ func (o *Opened) serveUDP(ctx context.Context, g Guest, slots chan struct{}) {
 	ctx, cancel := context.WithCancel(ctx)
 	s := &udpService{
 		ctx: ctx, conn: o.udp, slots: slots, clients: make(map[netip.AddrPort]*udpClient),
-		dial: func() (net.Conn, error) { return g.DialUDP(o.port.GuestPort) },
+		dial: func(client netip.Addr) (net.Conn, error) { return g.DialUDP(client, o.port.GuestPort) },
 	}
 	defer s.tasks.Wait()
 	defer cancel() // nobody can be answered any more
@@ -144,7 +152,7 @@ func (s *udpService) client(from netip.AddrPort) *udpClient {
 	if !Acquire(s.slots) {
 		return nil
 	}
-	guest, err := s.dial()
+	guest, err := s.dial(from.Addr().Unmap())
 	if err != nil {
 		Release(s.slots)
 		return nil

@@ -24,7 +24,7 @@ func TestConformance(t *testing.T) {
 	nettest.Run(t, nettest.Suite{
 		New:          func() network.Backend { return New() },
 		Attach:       map[string]vmm.Capabilities{"tap": tapVMM},
-		HostLoopback: true, LinkLocal: true, OneByOne: true, LosesResets: true, MaxDatagram: 9000,
+		HostLoopback: true, LinkLocal: true, OneByOne: true, LosesResets: true, KeepsSource: true, MaxDatagram: 9000,
 	})
 }
 

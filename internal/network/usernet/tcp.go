@@ -72,8 +72,17 @@ func (n *netstack) forwardTCP(r *tcp.ForwarderRequest) {
 	hostport.RelayTCP(n.ctx, guestConn{gonet.NewTCPConn(&wq, ep), ep}, host)
 }
 
-// DialTCP connects to a port of the guest.
-func (n *netstack) DialTCP(ctx context.Context, port uint16) (hostport.HalfConn, error) {
+// asClient is the address from which the guest sees a client: its own, if the
+// guest's answers to it come back here, else the gateway's.
+func asClient(client netip.Addr) tcpip.Address {
+	if client.Is4() && network.Routable(client) && !guestPrefix.Contains(client) {
+		return stackAddr(client)
+	}
+	return stackAddr(gatewayAddr)
+}
+
+// DialTCP connects to a port of the guest, as a client of it.
+func (n *netstack) DialTCP(ctx context.Context, client netip.Addr, port uint16) (hostport.HalfConn, error) {
 	var wq waiter.Queue
 	ep, terr := n.stack.NewEndpoint(tcp.ProtocolNumber, ipv4.ProtocolNumber, &wq)
 	if terr != nil {
@@ -82,7 +91,7 @@ func (n *netstack) DialTCP(ctx context.Context, port uint16) (hostport.HalfConn,
 	entry, ready := waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventErr | waiter.EventHUp)
 	wq.EventRegister(&entry)
 	defer wq.EventUnregister(&entry)
-	terr = ep.Bind(tcpip.FullAddress{NIC: nic, Addr: stackAddr(gatewayAddr)})
+	terr = ep.Bind(tcpip.FullAddress{NIC: nic, Addr: asClient(client)})
 	if terr == nil {
 		terr = ep.Connect(tcpip.FullAddress{NIC: nic, Addr: stackAddr(guestPrefix.Addr()), Port: port})
 	}

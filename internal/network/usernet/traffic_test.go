@@ -30,7 +30,7 @@ func TestConformance(t *testing.T) {
 			"socket": {SockNetwork: true, TapNetwork: true},
 			"tap":    {TapNetwork: true},
 		},
-		HostLoopback: true, HostNames: true, Ports6: true, Ping: true, Egress: true, MaxDatagram: hostport.MaxDatagram,
+		HostLoopback: true, HostNames: true, Ports6: true, KeepsSource: true, Ping: true, Egress: true, MaxDatagram: hostport.MaxDatagram,
 	})
 }
 

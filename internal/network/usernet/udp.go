@@ -45,8 +45,8 @@ func (n *netstack) forwardUDP(r *udp.ForwarderRequest) {
 }
 
 // DialUDP makes a socket that is connected to a port of the guest.
-func (n *netstack) DialUDP(port uint16) (net.Conn, error) {
-	local := tcpip.FullAddress{NIC: nic, Addr: stackAddr(gatewayAddr)}
+func (n *netstack) DialUDP(client netip.Addr, port uint16) (net.Conn, error) {
+	local := tcpip.FullAddress{NIC: nic, Addr: asClient(client)}
 	guest := tcpip.FullAddress{NIC: nic, Addr: stackAddr(guestPrefix.Addr()), Port: port}
 	return gonet.DialUDP(n.stack, &local, &guest, ipv4.ProtocolNumber)
 }
