@@ -248,17 +248,23 @@ func dialer(network, addr string) func() (net.Conn, error) {
 
 func (r *runner) testPublished(t *testing.T, a network.Attachment, g *Guest) {
 	p, u := find(t, a, portBulk), find(t, a, portUDP)
-	for name, dial := range map[string]func(network, port string) func() (net.Conn, error){
-		"from localhost": func(network, port string) func() (net.Conn, error) {
+	// In this order: slirp4netns loses UDP of the host's loopback once others
+	// were there.
+	for _, from := range []struct {
+		name string
+		dial func(network, port string) func() (net.Conn, error)
+	}{
+		{"from localhost", func(network, port string) func() (net.Conn, error) {
 			return dialer(network, net.JoinHostPort("127.0.0.1", port))
-		},
-		"from the host": func(network, port string) func() (net.Conn, error) {
+		}},
+		{"from the host", func(network, port string) func() (net.Conn, error) {
 			return dialer(network, net.JoinHostPort(HostAddr, port))
-		},
-		"from outside": func(network, port string) func() (net.Conn, error) {
+		}},
+		{"from outside", func(network, port string) func() (net.Conn, error) {
 			return func() (net.Conn, error) { return r.neighbour.Dial(network, net.JoinHostPort(HostAddr, port)) }
-		},
+		}},
 	} {
+		name, dial := from.name, from.dial
 		t.Run(name, func(t *testing.T) {
 			l := g.Listen(t, "tcp4", fmt.Sprintf(":%d", portBulk))
 			r.all(t, Way{Listener: l, Dial: dial("tcp4", fmt.Sprint(p.HostPort))}, smallBulk, manyConns)
