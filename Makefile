@@ -35,7 +35,7 @@ e2e: ## run the end-to-end tests on QEMU; RUN=REGEXP for some of them
 lab: ## run the end-to-end tests on Firecracker, in an emulated KVM host where this one cannot
 	@scripts/test lab
 
-bench: ## measure the time to the first output, beside QEMU started by hand
+bench: ## measure networks beside a bare tap, and the time to the first output beside QEMU started by hand
 	@scripts/test bench
 
 lint: ## check formatting, vet both architectures, run the linters

@@ -77,22 +77,37 @@ func configureLink(n *agentapi.Network) error {
 			return fmt.Errorf("set MTU of %s to %d: %w", n.Interface, n.MTU, err)
 		}
 	}
-	addr, err := netlink.ParseAddr(n.Address)
-	if err != nil {
-		return fmt.Errorf("address %q: %w", n.Address, err)
-	}
-	if err := netlink.AddrReplace(l, addr); err != nil {
-		return fmt.Errorf("give %s the address %s: %w", n.Interface, n.Address, err)
-	}
 	if err := netlink.LinkSetUp(l); err != nil {
 		return fmt.Errorf("bring up %s: %w", n.Interface, err)
 	}
-	if n.Gateway == "" {
+	for _, a := range []struct{ address, gateway string }{{n.Address, n.Gateway}, {n.Address6, n.Gateway6}} {
+		if a.address == "" {
+			continue
+		}
+		if err := configureAddress(l, a.address, a.gateway); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func configureAddress(l netlink.Link, address, gateway string) error {
+	name := l.Attrs().Name
+	addr, err := netlink.ParseAddr(address)
+	if err != nil {
+		return fmt.Errorf("address %q: %w", address, err)
+	}
+	if addr.IP.To4() == nil {
+		addr.Flags = unix.IFA_F_NODAD // nobody else is on the link
+	}
+	if err := netlink.AddrReplace(l, addr); err != nil {
+		return fmt.Errorf("give %s the address %s: %w", name, address, err)
+	}
+	if gateway == "" {
 		return nil
 	}
-	gw := net.ParseIP(n.Gateway)
-	if err := netlink.RouteReplace(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: gw}); err != nil {
-		return fmt.Errorf("route through %s: %w", n.Gateway, err)
+	if err := netlink.RouteReplace(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: net.ParseIP(gateway)}); err != nil {
+		return fmt.Errorf("route through %s: %w", gateway, err)
 	}
 	return nil
 }
@@ -126,6 +141,9 @@ func resolvConf(n *agentapi.Network) string {
 func hostsFile(plan *agentapi.Plan) string {
 	var b strings.Builder
 	b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n")
+	for _, line := range plan.Hosts { // before the rest: the first one counts
+		b.WriteString(line + "\n")
+	}
 	n := plan.Network
 	if n == nil {
 		fmt.Fprintf(&b, "127.0.1.1\t%s\n", plan.Hostname)

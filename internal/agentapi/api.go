@@ -97,6 +97,7 @@ type Plan struct {
 	Hostname  string    `json:"hostname"` // the guest's
 	Time      time.Time `json:"time"`     // wall clock of the host, when sent
 	Network   *Network  `json:"network,omitempty"`
+	Hosts     []string  `json:"hosts,omitempty"` // further lines of hosts(5)
 	Container Container `json:"container"`
 }
 
@@ -107,7 +108,9 @@ type Network struct {
 	Gateway   string   `json:"gateway,omitempty"`
 	DNS       []string `json:"dns,omitempty"`
 	Search    []string `json:"search,omitempty"`
-	MTU       int      `json:"mtu,omitempty"` // bytes; 0: leave it
+	MTU       int      `json:"mtu,omitempty"`      // bytes; 0: leave it
+	Address6  string   `json:"address6,omitempty"` // CIDR; empty: no IPv6
+	Gateway6  string   `json:"gateway6,omitempty"`
 }
 
 // Container is the container with everything of its image merged in.

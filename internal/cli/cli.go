@@ -54,9 +54,12 @@ func Main(ctx context.Context, sys System) int {
 
 // app is what the commands of one invocation share.
 type app struct {
-	sys       System
-	dataDir   string // --data-dir
-	supervise func(context.Context, supervisor.Deps, supervisor.Options) (supervisor.Result, error)
+	sys     System
+	dataDir string // --data-dir
+	// bridgeSubnet is the network of the bridge that a run may make; empty:
+	// the default.
+	bridgeSubnet string
+	supervise    func(context.Context, supervisor.Deps, supervisor.Options) (supervisor.Result, error)
 }
 
 func newApp(sys System) *app { return &app{sys: sys, supervise: supervisor.Run} }
@@ -132,6 +135,8 @@ the command cannot be run, 127 that it was not found.`,
 		newUpdateCommand(a, runUpdate),
 		newEventsCommand(a, runEvents),
 		newCpCommand(a, runCp),
+		newPortCommand(a, runPort),
+		newPublishCommand(a, runPublish),
 		newRmCommand(a, runRm),
 		newSetupCommand(a),
 		newSystemCommand(a),

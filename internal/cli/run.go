@@ -39,8 +39,7 @@ type runOptions struct {
 	logs    vm.Logs
 	logSize int // MiB
 	remove  bool
-	network string
-	publish []string
+	network networkOptions
 
 	platform    string
 	bootTimeout time.Duration
@@ -143,8 +142,7 @@ func (o *runOptions) register(cmd *cobra.Command) {
 	complete(cmd, "balloon", cobra.NoFileCompletions)
 	f.Var(rate{&o.ioRate}, "io-max", "read and write at most so much of the host's disk a second: `SIZE`, as 50m; 0 for no limit")
 	complete(cmd, "io-max", cobra.NoFileCompletions)
-	addChoice(cmd, newChoice(&o.network, "auto", "usernet", "none"), "network", "how the VM is connected")
-	f.StringArrayVarP(&o.publish, "publish", "p", nil, "publish a port: `[[IP:]HOSTPORT:]PORT`, /udp behind it for UDP")
+	o.network.register(cmd)
 	addChoice(cmd, newChoice(&o.pull, image.PullMissing, image.PullAlways, image.PullNever), "pull", "when to ask the registry for the image")
 	f.StringVar(&o.platform, "platform", "", "take the image for `OS/ARCH`")
 	addChoice(cmd, newChoice(&o.driver, "auto", "firecracker", "qemu"), "vmm", "what runs the VM")
@@ -178,6 +176,7 @@ func runRun(ctx context.Context, a *app, o *runOptions) error {
 		return err
 	}
 	defer c.close()
+	a.bridgeSubnet = spec.Network.Subnet
 	d, err := a.deps()
 	if err != nil {
 		return err

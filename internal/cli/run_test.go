@@ -24,7 +24,7 @@ import (
 func defaultSpec() vm.Spec {
 	return vm.Spec{
 		Image: "img", Driver: "auto", CPUs: defaultCPUs, MemoryMiB: defaultMemoryMiB, Init: vm.InitAgent, Logs: vm.LogsStream, LogMiB: 64,
-		Remove: true, Network: vm.NetworkSpec{Backend: "auto"},
+		Remove: true, Network: vm.NetworkSpec{Backend: "auto", Mode: vm.ModeAuto},
 	}
 }
 
@@ -69,7 +69,7 @@ func TestRunFlagsMakeTheSpec(t *testing.T) {
 			s.CPUs, s.MemoryMiB, s.Driver, s.Init = 4, 2048, "qemu", vm.InitSystemd
 		}},
 		{"--network usernet -p 8080:80 -p 53:53/udp img", func(s *vm.Spec) {
-			s.Network = vm.NetworkSpec{Backend: "usernet", Publish: []string{"8080:80", "53:53/udp"}}
+			s.Network = vm.NetworkSpec{Backend: "usernet", Mode: vm.ModeAuto, Publish: []string{"8080:80", "53:53/udp"}}
 		}},
 		{"--balloon 128m --io-max 50m img", func(s *vm.Spec) { s.BalloonMiB, s.IORate = 128, 50<<20 }},
 		{"--boot-timeout 90s img", func(s *vm.Spec) { s.BootTimeout = 90 * time.Second }},
@@ -131,12 +131,27 @@ func TestRunRefusesWhatCannotBeMeant(t *testing.T) {
 		{"--vmm xen img", "it is auto, firecracker or qemu"},
 		{"--logs syslog img", "it is stream, file or both"},
 		{"--pull sometimes img", "it is missing, always or never"},
-		{"--network bridge0 img", "it is auto, usernet or none"},
+		{"--network bridge0 img", "it is auto, usernet, bridge, slirp4netns or none"},
 		{"--name -x img", `name "-x"`},
 		{"--name a/b img", `name "a/b"`},
 		{"-p 70000:80 img", `--publish "70000:80"`},
 		{"-p a:b:c:d img", `--publish "a:b:c:d"`},
 		{"--network none -p 1:1 img", "has no ports to publish"},
+		{"--mode rootless --network bridge img", "the bridge needs root"},
+		{"--mode root img", "it is auto, rootless or privileged"},
+		{"--network usernet --ip 10.201.0.9 img", "only --network bridge"},
+		{"--ip 10.201.0 img", "not an IP address"},
+		{"--dns example.org img", "not an IP address"},
+		{"--dns-search a/b img", "it is a domain"},
+		{"--add-host db img", "NAME:IP"},
+		{"--egress none,example.org img", "rules out everything else"},
+		{"--egress 192.0.2.0/40 img", "--egress"},
+		{"--subnet 10.0.0.0/8 img", "which every guest has inside"},
+		{"-p 80/sctp img", "tcp or udp"},
+		{"-p x:80 img", "host port"},
+		{"-p 80:x img", "guest port"},
+		{"-p 1.2.3:80:80 img", "is not an IP address"},
+		{"-p 8000-8001:80 img", "same length"},
 		{"-e =x img", "the variable has no name"},
 		{"--env-file /nonexistent/env img", "read --env-file /nonexistent/env"},
 		{"-l =x img", "the label has no name"},

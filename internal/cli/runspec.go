@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/fcvm/fcvm/internal/network"
 	"github.com/fcvm/fcvm/internal/vm"
 )
 
@@ -38,11 +37,15 @@ func (o *runOptions) spec(lookup func(string) (string, bool)) (vm.Spec, error) {
 	if err != nil {
 		return vm.Spec{}, err
 	}
+	network, err := o.network.spec(lookup)
+	if err != nil {
+		return vm.Spec{}, err
+	}
 	s := vm.Spec{
 		Restart: restart, Gate: gate, Health: health,
 		Image: o.image, Driver: o.driver, CPUs: o.cpus, MemoryMiB: o.memory, BalloonMiB: o.balloon, Init: o.init, Labels: labels,
 		Logs: o.logs, LogMiB: o.logSize, Remove: o.remove, BootTimeout: o.bootTimeout, IORate: o.ioRate,
-		Network: vm.NetworkSpec{Backend: o.network, Publish: o.publish},
+		Network: network,
 		Container: vm.ContainerSpec{
 			Entrypoint: entrypoint, Command: o.command, Env: env, WorkDir: o.workDir, User: o.user, Hostname: o.hostname,
 			Privileged: o.privileged, ReadOnly: o.readOnly, CapAdd: o.capAdd, CapDrop: o.capDrop, Tmpfs: o.tmpfs,
@@ -62,14 +65,9 @@ func (o *runOptions) check() error {
 			return err
 		}
 	}
-	if _, err := network.ParsePublish(o.publish); err != nil {
-		return err
-	}
 	switch {
 	case o.remove && o.restart != vm.RestartNo:
 		return fmt.Errorf("%w: --restart %s and --rm rule each other out; keep the VM with --rm=false", vm.ErrInvalid, o.restart)
-	case len(o.publish) > 0 && o.network == "none":
-		return fmt.Errorf("%w: --publish: a VM with --network none has no ports to publish", vm.ErrInvalid)
 	case o.logSize < 1:
 		return fmt.Errorf("%w: --log-size %d: a log keeps at least 1 MiB", vm.ErrInvalid, o.logSize)
 	case o.bootTimeout < 0:

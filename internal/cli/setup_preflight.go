@@ -30,7 +30,7 @@ The exit code is 0 when fcvm run would work by some VMM, and 1 when not.`,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE:              interruptible(func(ctx context.Context, _ []string) error { return run(ctx, a, o) }),
 	}
-	addFormat(cmd, &o.format, "OK", "Driver", "Why", "Checks")
+	addFormat(cmd, &o.format, "OK", "Driver", "Why", "Network", "NetworkWhy", "Checks")
 	return cmd
 }
 
@@ -52,6 +52,7 @@ func runPreflight(ctx context.Context, a *app, o *preflightOptions) error {
 		opts.Drivers = append(opts.Drivers, d)
 	}
 	r := preflight.Run(ctx, opts)
+	r.Network, r.NetworkWhy = a.autoNetwork()
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
@@ -82,6 +83,9 @@ func printReport(w io.Writer, r preflight.Report) error {
 	verdict := "fcvm run works here, by " + r.Driver + ": " + r.Why
 	if !r.OK {
 		verdict = "fcvm run does not work here: " + r.Why
+	}
+	if r.OK && r.Network != "" {
+		verdict += "; VMs are connected by " + r.Network
 	}
 	_, err := fmt.Fprintf(w, "\n%s\n", printable(verdict))
 	return err

@@ -2,17 +2,21 @@ package cli
 
 import (
 	"fmt"
+	"net/netip"
 	"path/filepath"
 	"runtime"
 
 	"github.com/fcvm/fcvm/internal/image"
 	"github.com/fcvm/fcvm/internal/network"
+	"github.com/fcvm/fcvm/internal/network/bridge"
 	"github.com/fcvm/fcvm/internal/network/none"
+	"github.com/fcvm/fcvm/internal/network/slirp"
 	"github.com/fcvm/fcvm/internal/network/usernet"
 	"github.com/fcvm/fcvm/internal/paths"
 	"github.com/fcvm/fcvm/internal/setup"
 	"github.com/fcvm/fcvm/internal/store"
 	"github.com/fcvm/fcvm/internal/supervisor"
+	"github.com/fcvm/fcvm/internal/vm"
 	"github.com/fcvm/fcvm/internal/vmm"
 	"github.com/fcvm/fcvm/internal/vmm/firecracker"
 	"github.com/fcvm/fcvm/internal/vmm/kvm"
@@ -32,6 +36,10 @@ func (a *app) openStore() (*store.Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errDataDir, err)
 	}
+	// What a supervisor that was killed has left on the host is removed by the
+	// next command of any kind. A bridge that cannot be looked after concerns
+	// those who want to use it, and tells them.
+	_ = bridge.Reconcile()
 	return s, nil
 }
 
@@ -69,9 +77,13 @@ func (a *app) deps() (supervisor.Deps, error) {
 	if err != nil {
 		return supervisor.Deps{}, err
 	}
+	subnet, err := bridge.ParseSubnet(a.bridgeSubnet)
+	if err != nil {
+		return supervisor.Deps{}, err
+	}
 	return supervisor.Deps{
 		Store: st, Setup: newSetup(st.Layout()), Images: images,
-		Drivers: a.drivers(st.Layout(), kvm.Probe()), Networks: networks(),
+		Drivers: a.drivers(st.Layout(), kvm.Probe()), Networks: networks(subnet),
 	}, nil
 }
 
@@ -105,7 +117,20 @@ func installedFirecracker(l paths.Layout) string {
 	return filepath.Join(l.Data, m.Firecracker.Files[0].Path)
 }
 
-// networks are all backends, in the order in which "auto" tries them.
-func networks() []network.Backend {
-	return []network.Backend{usernet.New(), none.New()}
+// autoNetwork is what --network auto takes here, and why not others.
+func (a *app) autoNetwork() (name, why string) {
+	subnet, err := bridge.ParseSubnet(a.sys.getenv("FCVM_BRIDGE_SUBNET"))
+	if err != nil {
+		return "", err.Error()
+	}
+	name, why, err = supervisor.ChooseNetwork(networks(subnet), vm.NetworkSpec{Backend: "auto", Mode: vm.ModeAuto})
+	if err != nil {
+		return "", err.Error()
+	}
+	return name, why
+}
+
+// networks are all backends. The bridge is made with subnet, if it is valid.
+func networks(subnet netip.Prefix) []network.Backend {
+	return []network.Backend{usernet.New(), bridge.New(subnet), slirp.New(), none.New()}
 }

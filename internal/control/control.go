@@ -9,6 +9,7 @@
 //	POST /v1/resume
 //	POST /v1/rename  RenameRequest
 //	POST /v1/update  UpdateRequest
+//	POST /v1/publish PublishRequest; answers with Published
 //	GET  /v1/wait    answers with Ended when the VM has ended
 //	GET  /v1/ready   answers when the readiness gate is open, or never will be
 //
@@ -78,6 +79,8 @@ type VM interface {
 	Resume(ctx context.Context) error
 	Rename(ctx context.Context, name string) error
 	Update(ctx context.Context, u UpdateRequest) error
+	// Publish opens or closes ports, and returns them.
+	Publish(ctx context.Context, ports []string, remove bool) ([]string, error)
 	// Wait returns when the VM has ended for good.
 	Wait(ctx context.Context) (Ended, error)
 	// WaitReady returns when the VM's readiness gate is open.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -18,6 +19,9 @@ type fakeVM struct {
 	err     error
 	updated UpdateRequest
 	renamed string
+
+	published []string
+	unpublish bool
 }
 
 func (f *fakeVM) DialAgent(context.Context) (net.Conn, error)     { return nil, f.err }
@@ -27,8 +31,12 @@ func (f *fakeVM) Pause(context.Context) error                     { return f.err
 func (f *fakeVM) Resume(context.Context) error                    { return f.err }
 func (f *fakeVM) Rename(_ context.Context, n string) error        { f.renamed = n; return f.err }
 func (f *fakeVM) Update(_ context.Context, u UpdateRequest) error { f.updated = u; return f.err }
-func (f *fakeVM) Wait(context.Context) (Ended, error)             { return Ended{ExitCode: 7, Reason: "x"}, f.err }
-func (f *fakeVM) WaitReady(context.Context) error                 { return f.err }
+func (f *fakeVM) Publish(_ context.Context, ports []string, remove bool) ([]string, error) {
+	f.published, f.unpublish = ports, remove
+	return []string{"127.0.0.1:8080->80/tcp"}, f.err
+}
+func (f *fakeVM) Wait(context.Context) (Ended, error) { return Ended{ExitCode: 7, Reason: "x"}, f.err }
+func (f *fakeVM) WaitReady(context.Context) error     { return f.err }
 
 func serve(t *testing.T, v VM) *Client {
 	t.Helper()
@@ -60,6 +68,18 @@ func TestUpdate(t *testing.T) {
 	}
 	if err := c.Update(t.Context(), UpdateRequest{}); err != nil || f.updated.BalloonMiB != nil {
 		t.Errorf("%+v, %v", f.updated, err)
+	}
+}
+
+func TestPublish(t *testing.T) {
+	f := &fakeVM{}
+	c := serve(t, f)
+	got, err := c.Publish(t.Context(), []string{"8080:80"}, true)
+	if err != nil || !slices.Equal(got, []string{"127.0.0.1:8080->80/tcp"}) {
+		t.Errorf("published %q, %v", got, err)
+	}
+	if !slices.Equal(f.published, []string{"8080:80"}) || !f.unpublish {
+		t.Errorf("the VM was asked for %q, remove %t", f.published, f.unpublish)
 	}
 }
 

@@ -91,6 +91,7 @@ func (s *Server) handler() http.Handler {
 			answer(w, nil, s.vm.Update(r.Context(), q))
 		}
 	})
+	mux.HandleFunc("POST "+pathPublish, s.publish)
 	mux.HandleFunc("POST "+pathPause, func(w http.ResponseWriter, r *http.Request) {
 		answer(w, nil, s.vm.Pause(r.Context()))
 	})

@@ -7,8 +7,10 @@ package network
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 
+	"github.com/fcvm/fcvm/internal/vm"
 	"github.com/fcvm/fcvm/internal/vmm"
 )
 
@@ -19,12 +21,22 @@ const (
 	Gateway        = "10.0.2.2"
 	DNS            = "10.0.2.3"
 	TapName        = "tap0"
+	// GatewayMAC is the gateway's address on the link.
+	GatewayMAC = "02:fc:00:00:00:02"
+
+	// With a backend that carries IPv6, the guest has these besides.
+	GuestAddress6 = "fd00:fc:0:2::15/64"
+	Gateway6      = "fd00:fc:0:2::2"
 )
 
 // Sentinel errors of backends.
 var (
 	ErrPortTaken   = errors.New("port is already in use")
 	ErrUnavailable = errors.New("network backend is not available")
+	// ErrCollision: a network or address is in use by somebody else.
+	ErrCollision = errors.New("address is in use")
+	// ErrNotPublished: a port that is to be closed is not open.
+	ErrNotPublished = errors.New("port is not published")
 )
 
 // Port is one published port.
@@ -38,9 +50,25 @@ type Port struct {
 // Config is what a backend needs to know of a VM.
 type Config struct {
 	ID    string // the VM's
+	Name  string // the VM's, by which others may find it
 	Ports []Port
 	// Driver's abilities decide how the interface is attached.
 	Capabilities vmm.Capabilities
+
+	Egress   Egress
+	Servers  []netip.Addr // name servers in place of the host's
+	IP       netip.Addr   // the VM's address among others; the zero Addr: any
+	Isolated bool         // from other VMs
+
+	// Say is told what a backend changes on the host beyond what goes with the
+	// VM; nil: nobody wants to know.
+	Say func(line string)
+}
+
+// Refuse returns an error for what a backend cannot do of a Config, naming
+// the ones that can. The flags are those of fcvm run.
+func (c *Config) Refuse(backend, flag, others string) error {
+	return fmt.Errorf("%w: %s: the network %s cannot do it; use --network %s", vm.ErrInvalid, flag, backend, others)
 }
 
 // Backend makes attachments.
@@ -64,3 +92,27 @@ type Attachment interface {
 	MTU() int
 	Close() error
 }
+
+// Publisher is implemented by attachments whose ports can be opened and closed
+// while the VM runs.
+type Publisher interface {
+	// Publish opens a port and returns it with the host port that was chosen.
+	Publish(ctx context.Context, p Port) (Port, error)
+	// Unpublish closes a port; connections that were made go on. The error
+	// wraps ErrNotPublished when it is not open.
+	Unpublish(p Port) error
+}
+
+// Addressed is implemented by attachments that give their VM addresses among
+// other VMs.
+type Addressed interface {
+	// Addresses of the VM; one of IPv6 says that the guest's link carries it.
+	Addresses() []netip.Addr
+}
+
+// Renamer is implemented by attachments whose VM others find by its name.
+type Renamer interface{ Rename(name string) error }
+
+// NameServers is implemented by attachments whose guest is to ask name servers
+// itself, in place of DNS.
+type NameServers interface{ NameServers() []netip.Addr }

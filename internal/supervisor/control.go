@@ -13,6 +13,7 @@ import (
 
 	"github.com/fcvm/fcvm/internal/control"
 	"github.com/fcvm/fcvm/internal/events"
+	"github.com/fcvm/fcvm/internal/network"
 	"github.com/fcvm/fcvm/internal/paths"
 	"github.com/fcvm/fcvm/internal/vm"
 )
@@ -186,7 +187,19 @@ func (c *commands) Resume(ctx context.Context) error {
 
 // Rename implements control.VM.
 func (c *commands) Rename(_ context.Context, name string) error {
-	return c.vm.Rename(name)
+	if err := c.vm.Rename(name); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	in := c.current
+	c.mu.Unlock()
+	if in == nil || in.net == nil {
+		return nil
+	}
+	if r, ok := in.net.(network.Renamer); ok {
+		return r.Rename(name)
+	}
+	return nil
 }
 
 // Update implements control.VM.

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/fcvm/fcvm/internal/network"
 	"github.com/fcvm/fcvm/internal/vm"
 	"github.com/fcvm/fcvm/internal/vmm"
 )
@@ -39,25 +38,4 @@ func choose(ctx context.Context, drivers []vmm.Driver, name string) (vmm.Driver,
 		return nil, vmm.Availability{}, fmt.Errorf("%w: --vmm %q: it is auto, %s", vm.ErrInvalid, name, strings.Join(names, " or "))
 	}
 	return nil, vmm.Availability{}, fmt.Errorf("%w: %s (fcvm setup preflight tells more)", ErrNoDriver, strings.Join(refused, "; "))
-}
-
-// chooseNetwork returns the backend of that name, or for "auto" the first
-// that this host can do.
-func chooseNetwork(backends []network.Backend, name string) (network.Backend, error) {
-	var refused, names []string
-	for _, b := range backends {
-		names = append(names, b.Name())
-		if name != auto && name != b.Name() {
-			continue
-		}
-		err := b.Available()
-		if err == nil {
-			return b, nil
-		}
-		refused = append(refused, fmt.Sprintf("%s: %v", b.Name(), err))
-	}
-	if len(refused) == 0 {
-		return nil, fmt.Errorf("%w: --network %q: it is auto, %s", vm.ErrInvalid, name, strings.Join(names, " or "))
-	}
-	return nil, fmt.Errorf("%w: %s", network.ErrUnavailable, strings.Join(refused, "; "))
 }

@@ -27,6 +27,7 @@ type instance struct {
 
 	net      network.Attachment
 	group    *cgroup.Group // nil: the host has none to give
+	notes    []string      // of the network
 	machine  vmm.Machine
 	agent    *agentclient.Client
 	stream   *agentclient.Stream
@@ -38,30 +39,23 @@ type instance struct {
 
 func (in *instance) openNetwork(ctx context.Context) error {
 	defer in.timer.phase("network")()
-	ports, err := network.ParsePublish(in.ports)
+	cfg, err := in.networkConfig()
 	if err != nil {
 		return err
 	}
-	b, err := chooseNetwork(in.Networks, in.Spec.Network.Backend)
+	b, why, err := chooseNetwork(in.Networks, in.Spec.Network)
 	if err != nil {
 		return err
 	}
-	in.net, err = b.Start(ctx, network.Config{ID: in.vm.Record().ID, Ports: ports, Capabilities: in.driver.Capabilities()})
-	if err != nil {
+	if why != "" {
+		cfg.Say(why)
+	}
+	if in.net, err = b.Start(ctx, cfg); err != nil {
 		return err
 	}
 	in.undo.add("close the network", func(context.Context) error { return in.net.Close() })
 	in.Verbose(fmt.Sprintf("network %s, MTU %d", b.Name(), in.net.MTU()))
-	return in.vm.Update(func(r *vm.Record) error {
-		r.Resolved.Network, r.Resolved.Ports, r.Resolved.Link = b.Name(), nil, linkOf(in.net)
-		in.life.ports = nil
-		for _, p := range in.net.Ports() {
-			r.Resolved.Ports = append(r.Resolved.Ports, p.String())
-			// A restart takes the same ports of the host again.
-			in.life.ports = append(in.life.ports, fmt.Sprintf("%s:%d/%s", p.HostAddr(), p.GuestPort, p.Protocol))
-		}
-		return nil
-	})
+	return in.recordNetwork(b.Name())
 }
 
 // boot starts the VMM and waits for the guest's agent.

@@ -36,12 +36,8 @@ func (in *instance) plan() *agentapi.Plan {
 			StopSignal: img.StopSignal,
 		},
 	}
-	if in.net.Net() != nil {
-		p.Network = &agentapi.Network{
-			Interface: network.GuestInterface, Address: network.GuestAddress,
-			Gateway: network.Gateway, DNS: []string{network.DNS}, MTU: in.net.MTU(),
-		}
-	}
+	p.Network = in.guestNetwork()
+	p.Hosts, _ = network.ParseHosts(in.Spec.Network.AddHosts) // it was checked
 	return p
 }
 

@@ -49,6 +49,8 @@ type life struct {
 	readyOnce sync.Once
 	over      *latch // the VM has ended for good
 
+	publishing sync.Mutex // ports are opened or closed
+
 	mu       sync.Mutex
 	current  *instance // that boots or runs; nil: none
 	stopping bool      // somebody asked for the end: no restart

@@ -108,7 +108,9 @@ type Resolved struct {
 	KernelID     string   `json:"kernel_id,omitempty"`
 	RootID       string   `json:"root_id,omitempty"`
 	Network      string   `json:"network,omitempty"`
-	Ports        []string `json:"ports,omitempty"` // HOSTIP:HOSTPORT->GUESTPORT/PROTOCOL
+	Ports        []string `json:"ports,omitempty"`         // HOSTIP:HOSTPORT->GUESTPORT/PROTOCOL
+	Addresses    []string `json:"addresses,omitempty"`     // the VM's own, among others
+	NetworkNotes []string `json:"network_notes,omitempty"` // why this network, and what was changed on the host for it
 	Command      []string `json:"command,omitempty"`
 
 	Process Runtime `json:"process,omitzero"`

@@ -73,9 +73,27 @@ type Spec struct {
 
 // NetworkSpec is the part of Spec that the network backends read.
 type NetworkSpec struct {
-	Backend string   `json:"backend"`           // "auto", "usernet", "none", …
-	Publish []string `json:"publish,omitempty"` // as given to -p
+	Backend  string   `json:"backend"`            // "auto", "usernet", "none", …
+	Mode     Mode     `json:"mode,omitempty"`     // what "auto" may take
+	Publish  []string `json:"publish,omitempty"`  // as given to -p
+	Egress   []string `json:"egress,omitempty"`   // as given to --egress; none: everything is allowed
+	DNS      []string `json:"dns,omitempty"`      // IP addresses of name servers in place of the host's
+	Search   []string `json:"search,omitempty"`   // domains
+	AddHosts []string `json:"add_host,omitempty"` // NAME:IP
+	IP       string   `json:"ip,omitempty"`       // on the bridge; empty: any
+	Isolated bool     `json:"isolated,omitempty"` // from other VMs on the bridge
+	Subnet   string   `json:"subnet,omitempty"`   // of the bridge; empty: the default
 }
+
+// Mode says which networks are taken when the backend is "auto".
+type Mode string
+
+// The three modes.
+const (
+	ModeAuto       Mode = "auto"       // the bridge for root, else usernet
+	ModeRootless   Mode = "rootless"   // usernet, for root too
+	ModePrivileged Mode = "privileged" // the bridge, or none at all
+)
 
 // ContainerSpec is what the container is to be, on top of its image.
 // Slices that are nil leave the image's own value.

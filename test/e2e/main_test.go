@@ -55,6 +55,7 @@ func runAll(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "e2e: prepare:", err)
 		return 1
 	}
+	fmt.Printf("e2e: driver %s, as user %d, with --network auto on %s\n", env.driver, os.Geteuid(), autoNetwork())
 	before := snapshotHost()
 	code := m.Run()
 	if left := leftovers(before); len(left) > 0 {
@@ -62,6 +63,18 @@ func runAll(m *testing.M) int {
 		return 1
 	}
 	return code
+}
+
+// autoNetwork is what VMs of these tests are connected by unless they say
+// otherwise.
+func autoNetwork() string {
+	ctx, cancel := context.WithTimeout(context.Background(), setupTimeout)
+	defer cancel()
+	out, err := command(ctx, "setup", "preflight", "--format", "{{.Network}}").Output()
+	if err != nil {
+		return "an unknown network: " + err.Error()
+	}
+	return strings.TrimSpace(string(out))
 }
 
 func prepare(tmp string) error {

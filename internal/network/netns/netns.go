@@ -26,7 +26,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"strconv"
 	"strings"
 	"syscall"
@@ -44,6 +43,9 @@ var ErrNamespace = errors.New("cannot set up a network namespace")
 // shimName is the shim's argv[0], by which Main knows itself.
 const shimName = "fcvm-netns"
 
+// noUplink is what the shim sends in place of a descriptor.
+const noUplink = "\x00"
+
 // maxMessage bounds what the shim sends.
 const maxMessage = 4096
 
@@ -51,6 +53,9 @@ const maxMessage = 4096
 type Tap struct {
 	Name string `json:"name"`
 	MTU  int    `json:"mtu"` // bytes
+	// Left: the tap's other end, UplinkName, is left for another program to
+	// open in the namespace. Launch returns no descriptor then.
+	Left bool `json:"left,omitempty"`
 }
 
 // order is what the shim is to do. It is in its arguments, which everybody on
@@ -71,7 +76,7 @@ func Check() error {
 		return fmt.Errorf("%w: %w: load the tun module and give your user read and write access to %s", ErrNamespace, err, tunDevice)
 	}
 	_ = f.Close()
-	if privileged() {
+	if Privileged() {
 		return nil
 	}
 	b, err := os.ReadFile("/proc/sys/user/max_user_namespaces")
@@ -125,28 +130,17 @@ func startShim(ctx context.Context, c vmm.Command, tap Tap, control *os.File) (*
 	}
 	o := order{
 		Control: 3 + len(c.Extra), // the first behind the VMM's own
-		Parent:  os.Getpid(), UserNS: !privileged(), Tap: tap, Argv: append([]string{c.Path}, c.Args...),
+		Parent:  os.Getpid(), UserNS: !Privileged(), Tap: tap, Argv: append([]string{c.Path}, c.Args...),
 	}
 	arg, err := json.Marshal(o)
 	if err != nil {
 		return nil, fmt.Errorf("start the VMM in a network namespace: %w", err)
 	}
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Args = []string{shimName, string(arg)}
-	cmd.Env, cmd.Dir = c.Env, c.Dir
+	cmd := launch.Cmd(c)
+	cmd.Path, cmd.Args = "/proc/self/exe", []string{shimName, string(arg)}
 	cmd.ExtraFiles = append(append([]*os.File{}, c.Extra...), control)
-	// Assigned only when set: a nil *os.File in an interface is not nil.
-	if c.Stdin != nil {
-		cmd.Stdin = c.Stdin
-	}
-	if c.Stdout != nil {
-		cmd.Stdout = c.Stdout
-	}
-	if c.Stderr != nil {
-		cmd.Stderr = c.Stderr
-	}
-	attr := &syscall.SysProcAttr{Setsid: true, Cloneflags: syscall.CLONE_NEWNET}
-	launch.IntoCgroup(attr, c.Cgroup)
+	attr := launch.Attr(c)
+	attr.Cloneflags = syscall.CLONE_NEWNET
 	if o.UserNS {
 		// The user keeps its id, and the files it can open; the ambient
 		// capability is the one thing that the shim needs to keep over its
@@ -171,6 +165,7 @@ func await(ctx context.Context, control *net.UnixConn) (*os.File, error) {
 	stop := context.AfterFunc(ctx, func() { _ = control.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	var uplink *os.File
+	ready := false
 	fail := func(err error) (*os.File, error) {
 		if uplink != nil {
 			_ = uplink.Close()
@@ -185,18 +180,22 @@ func await(ctx context.Context, control *net.UnixConn) (*os.File, error) {
 		n, oobn, _, _, err := control.ReadMsgUnix(msg, oob)
 		ended := errors.Is(err, io.EOF) || err == nil && n == 0
 		switch {
-		case ended && uplink != nil:
+		case ended && ready:
 			return uplink, nil
 		case ended:
 			return fail(errors.New("it ended before the network was there"))
 		case err != nil:
 			return fail(err)
+		case oobn == 0 && string(msg[:n]) == noUplink:
+			ready = true
+			continue
 		case oobn == 0:
 			return fail(errors.New(string(msg[:n])))
 		}
 		if uplink, err = receivedFile(oob[:oobn]); err != nil {
 			return fail(err)
 		}
+		ready = true
 	}
 }
 
@@ -218,10 +217,10 @@ func receivedFile(oob []byte) (*os.File, error) {
 	return os.NewFile(uintptr(fds[0]), "uplink"), nil
 }
 
-// privileged reports whether this process may make network namespaces as it
+// Privileged reports whether this process may make network namespaces as it
 // is. A user namespace would be in root's way: there it could not even enter
 // the directories of other users.
-func privileged() bool {
+func Privileged() bool {
 	b, err := os.ReadFile("/proc/self/status")
 	if err != nil {
 		return false

@@ -134,7 +134,7 @@ func need(t *testing.T) {
 	}
 	cmd := exec.Command("/bin/true")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
-	if !privileged() {
+	if !Privileged() {
 		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
 	}
 	if err := cmd.Run(); err != nil {
@@ -187,7 +187,7 @@ func TestLaunch(t *testing.T) {
 	if !slices.Contains(got.Status, "NoNewPrivs: 1") {
 		t.Errorf("new privileges are possible: %q", got.Status)
 	}
-	if !privileged() && !slices.Contains(got.Status, "CapEff: 0000000000000000") {
+	if !Privileged() && !slices.Contains(got.Status, "CapEff: 0000000000000000") {
 		t.Errorf("VMM has capabilities: %q", got.Status)
 	}
 	if !slices.Contains(got.Status, "CapAmb: 0000000000000000") {
@@ -204,7 +204,7 @@ func TestLaunch(t *testing.T) {
 	}
 	// The namespace was the VMM's alone.
 	if _, err := netlink.LinkByName(bridgeName); err == nil {
-		if _, err := netlink.LinkByName(uplinkName); err == nil {
+		if _, err := netlink.LinkByName(UplinkName); err == nil {
 			t.Error("the taps are in this process's namespace")
 		}
 	}

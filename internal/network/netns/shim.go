@@ -14,8 +14,9 @@ import (
 )
 
 const (
-	tunDevice  = "/dev/net/tun"
-	uplinkName = "up0"
+	tunDevice = "/dev/net/tun"
+	// UplinkName is the other end of the VMM's tap.
+	UplinkName = "up0"
 	bridgeName = "br0"
 )
 
@@ -49,11 +50,8 @@ func (o *order) run() error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrNamespace, err)
 	}
-	if err := unix.Sendmsg(o.Control, []byte{0}, unix.UnixRights(uplink), nil, unix.MSG_NOSIGNAL); err != nil {
+	if err := o.handOver(uplink); err != nil {
 		return fmt.Errorf("hand the tap over: %w", err)
-	}
-	if err := unix.Close(uplink); err != nil {
-		return fmt.Errorf("close the tap: %w", err)
 	}
 	if err := dropPrivileges(); err != nil {
 		return err
@@ -67,6 +65,17 @@ func (o *order) run() error {
 		return errors.New("the supervisor has gone")
 	}
 	return fmt.Errorf("execute %s: %w", o.Argv[0], syscall.Exec(o.Argv[0], o.Argv, os.Environ()))
+}
+
+// handOver sends the tap's other end, or that there is none to send.
+func (o *order) handOver(uplink int) error {
+	if uplink < 0 {
+		return unix.Sendmsg(o.Control, []byte(noUplink), nil, nil, unix.MSG_NOSIGNAL)
+	}
+	if err := unix.Sendmsg(o.Control, []byte{0}, unix.UnixRights(uplink), nil, unix.MSG_NOSIGNAL); err != nil {
+		return err
+	}
+	return unix.Close(uplink)
 }
 
 // dropPrivileges leaves the VMM without what the shim had to have. The tap is
@@ -86,14 +95,20 @@ func setUp(t Tap) (int, error) {
 	if err := persistentTap(t.Name); err != nil {
 		return -1, err
 	}
-	uplink, err := openTap(uplinkName)
+	if t.Left {
+		if err := persistentTap(UplinkName); err != nil {
+			return -1, err
+		}
+		return -1, connect(t)
+	}
+	uplink, err := openTap(UplinkName)
 	if err != nil {
 		return -1, err
 	}
 	// Checksums may be unfinished and segments large: the reader does not mind.
 	if err := unix.IoctlSetInt(uplink, unix.TUNSETOFFLOAD, unix.TUN_F_CSUM|unix.TUN_F_TSO4|unix.TUN_F_TSO6); err != nil {
 		_ = unix.Close(uplink)
-		return -1, fmt.Errorf("set offloads of %s: %w", uplinkName, err)
+		return -1, fmt.Errorf("set offloads of %s: %w", UplinkName, err)
 	}
 	if err := connect(t); err != nil {
 		_ = unix.Close(uplink)
@@ -146,7 +161,7 @@ func connect(t Tap) error {
 	if err := netlink.LinkAdd(bridge); err != nil {
 		return fmt.Errorf("make a bridge (kernel module bridge): %w", err)
 	}
-	for _, name := range []string{t.Name, uplinkName} {
+	for _, name := range []string{t.Name, UplinkName} {
 		l, err := netlink.LinkByName(name)
 		if err != nil {
 			return fmt.Errorf("find tap %s: %w", name, err)

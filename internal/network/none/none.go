@@ -25,9 +25,12 @@ func (*Backend) Name() string { return "none" }
 func (*Backend) Available() error { return nil }
 
 // Start implements network.Backend. Ports cannot be published.
-func (*Backend) Start(_ context.Context, cfg network.Config) (network.Attachment, error) {
+func (b *Backend) Start(_ context.Context, cfg network.Config) (network.Attachment, error) {
 	if len(cfg.Ports) > 0 {
 		return nil, fmt.Errorf("%w: publish %s: a VM without a network has no ports; leave out --publish or choose another --network", vm.ErrInvalid, cfg.Ports[0])
+	}
+	if cfg.IP.IsValid() {
+		return nil, cfg.Refuse(b.Name(), "--ip "+cfg.IP.String(), "bridge")
 	}
 	return attachment{}, nil
 }

@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 	"gvisor.dev/gvisor/pkg/tcpip/network/arp"
@@ -17,33 +16,14 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 
 	"github.com/fcvm/fcvm/internal/network"
+	"github.com/fcvm/fcvm/internal/network/nettest"
 	"github.com/fcvm/fcvm/internal/vmm"
 )
 
-// guest is the other end of the link, as the tests use it. Connections and
-// listeners are closed by the tests.
-type guest interface {
-	dial(t testing.TB, network, addr string) (net.Conn, error)
-	listen(t testing.TB, port uint16) net.Listener
-	listenPacket(t testing.TB, port uint16) net.PacketConn
-}
-
-// attach starts the backend as a driver with these abilities would, and
-// checks at the test's end that nothing is left of it.
+// attach starts the backend as a driver with these abilities would.
 func attach(t testing.TB, caps vmm.Capabilities, ports ...network.Port) network.Attachment {
 	t.Helper()
-	leaks := goleak.IgnoreCurrent()
-	a, err := New().Start(t.Context(), network.Config{ID: "0123456789ab", Ports: ports, Capabilities: caps})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := a.Close(); err != nil {
-			t.Error(err)
-		}
-		goleak.VerifyNone(t, leaks)
-	})
-	return a
+	return nettest.Start(t, New(), network.Config{Ports: ports, Capabilities: caps})
 }
 
 // stackGuest is a guest with a network stack of its own, which speaks QEMU's
@@ -57,7 +37,7 @@ func newStackGuest(t testing.TB, a network.Attachment) *stackGuest {
 		t.Fatal(err)
 	}
 	mac, _ := linkAddress(vmm.GuestMAC)
-	peer, _ := linkAddress(gatewayMAC)
+	peer, _ := linkAddress(network.GatewayMAC)
 	l := &link{frames: newStreamFrames(conn), mtu: uint32(a.MTU()), mac: mac, guest: peer}
 	s := stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, arp.NewProtocol},
@@ -86,22 +66,16 @@ func newStackGuest(t testing.TB, a network.Attachment) *stackGuest {
 	return &stackGuest{stack: s}
 }
 
-func fullAddress(t testing.TB, addr string) tcpip.FullAddress {
-	t.Helper()
+func (g *stackGuest) dial(protocol, addr string) (net.Conn, error) {
 	a, err := netip.ParseAddrPort(addr)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
-	return tcpip.FullAddress{NIC: nic, Addr: stackAddr(a.Addr()), Port: a.Port()}
-}
-
-func (g *stackGuest) dial(t testing.TB, protocol, addr string) (net.Conn, error) {
-	t.Helper()
-	to := fullAddress(t, addr)
+	to := tcpip.FullAddress{NIC: nic, Addr: stackAddr(a.Addr()), Port: a.Port()}
 	if protocol == network.UDP {
 		return gonet.DialUDP(g.stack, nil, &to, ipv4.ProtocolNumber)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	return gonet.DialContextTCP(ctx, g.stack, to, ipv4.ProtocolNumber)
 }
@@ -113,13 +87,4 @@ func (g *stackGuest) listen(t testing.TB, port uint16) net.Listener {
 		t.Fatal(err)
 	}
 	return l
-}
-
-func (g *stackGuest) listenPacket(t testing.TB, port uint16) net.PacketConn {
-	t.Helper()
-	c, err := gonet.DialUDP(g.stack, &tcpip.FullAddress{NIC: nic, Port: port}, nil, ipv4.ProtocolNumber)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
 }

@@ -35,6 +35,7 @@ type link struct {
 	mtu    uint32
 	mac    tcpip.LinkAddress // of the gateway
 	guest  tcpip.LinkAddress
+	echo   func(header.IPv4) // is given echo requests that go beyond the link; nil: they are dropped
 
 	mu         sync.RWMutex
 	dispatcher stack.NetworkDispatcher
@@ -91,7 +92,12 @@ func (l *link) wanted(b []byte) bool {
 		}
 		// For the same reason it would answer a ping to anyone.
 		dst := ip.DestinationAddress()
-		return ip.TransportProtocol() != header.ICMPv4ProtocolNumber || isOwn(dst.AsSlice())
+		if ip.TransportProtocol() != header.ICMPv4ProtocolNumber || isOwn(dst.AsSlice()) {
+			return true
+		}
+		if l.echo != nil {
+			l.echo(ip)
+		}
 	}
 	return false
 }

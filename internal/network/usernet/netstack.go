@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 	"gvisor.dev/gvisor/pkg/tcpip/network/arp"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
@@ -17,26 +18,24 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 
 	"github.com/fcvm/fcvm/internal/network"
+	"github.com/fcvm/fcvm/internal/network/dns"
+	"github.com/fcvm/fcvm/internal/network/hostport"
 	"github.com/fcvm/fcvm/internal/vmm"
 )
 
 const nic = tcpip.NICID(1)
 
-// gatewayMAC is the gateway's address on the link, the same in every VM.
-const gatewayMAC = "02:fc:00:00:00:02"
-
 // What one guest can have open at a time. They bound what a hostile guest
 // costs its host, and are more than an ordinary one uses.
 const (
-	maxTCP      = 4096
-	maxUDP      = 1024 // pairs of an address of the guest and one outside
-	maxDialing  = 256  // TCP connections that wait for the other side
-	maxResolver = 64   // DNS questions
+	maxTCP     = 4096
+	maxUDP     = 1024 // pairs of an address of the guest and one outside
+	maxDialing = 256  // TCP connections that wait for the other side
+	maxPings   = 64   // echo requests that wait for an answer
 )
 
 const (
 	dialTimeout = 30 * time.Second
-	udpIdle     = 90 * time.Second // RFC 4787, REQ-5, asks for two minutes of a router
 	udpIdleDNS  = 10 * time.Second // one question, one answer
 	timeWait    = 5 * time.Second  // on a link that reorders nothing
 )
@@ -61,15 +60,15 @@ type netstack struct {
 	mu     sync.Mutex
 	closed bool
 
-	tcpSlots chan struct{}
-	udpSlots chan struct{}
-	dialer   net.Dialer
-	resolver *resolver
+	limits hostport.Limits
+	pings  chan struct{}
+	dialer net.Dialer
+	gate   *gate
 }
 
 // newNetstack connects a new network to a carrier and starts to serve it.
-func newNetstack(carrier frames, mtu int) (*netstack, error) {
-	mac, err := linkAddress(gatewayMAC)
+func newNetstack(carrier frames, mtu int, cfg *network.Config) (*netstack, error) {
+	mac, err := linkAddress(network.GatewayMAC)
 	if err != nil {
 		return nil, err
 	}
@@ -78,19 +77,20 @@ func newNetstack(carrier frames, mtu int) (*netstack, error) {
 		return nil, err
 	}
 	n := &netstack{
-		link:     &link{frames: carrier, mtu: uint32(mtu), mac: mac, guest: guestMAC},
-		tcpSlots: make(chan struct{}, maxTCP),
-		udpSlots: make(chan struct{}, maxUDP),
-		dialer:   net.Dialer{Timeout: dialTimeout},
-		resolver: newResolver(),
+		link:   &link{frames: carrier, mtu: uint32(mtu), mac: mac, guest: guestMAC},
+		limits: hostport.Limits{TCP: make(chan struct{}, maxTCP), UDP: make(chan struct{}, maxUDP)},
+		pings:  make(chan struct{}, maxPings),
+		dialer: net.Dialer{Timeout: dialTimeout},
+		gate:   newGate(cfg.Egress),
 	}
+	n.link.echo = n.ping
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	if err := n.configure(); err != nil {
 		n.cancel()
 		n.stack.Destroy()
 		return nil, fmt.Errorf("set up the user-mode network: %w", err)
 	}
-	if err := n.serveDNS(); err != nil {
+	if err := n.serveDNS(cfg); err != nil {
 		n.cancel()
 		n.stack.Destroy()
 		n.tasks.Wait()
@@ -141,6 +141,30 @@ func (n *netstack) configure() error {
 	return nil
 }
 
+// serveDNS opens the name server's port on the link, UDP and TCP.
+func (n *netstack) serveDNS(cfg *network.Config) error {
+	addr := tcpip.FullAddress{NIC: nic, Addr: stackAddr(dnsAddr), Port: dns.Port}
+	u, err := gonet.DialUDP(n.stack, &addr, nil, ipv4.ProtocolNumber)
+	if err != nil {
+		return fmt.Errorf("open the DNS server's port: %w", err)
+	}
+	t, err := gonet.ListenTCP(n.stack, addr, ipv4.ProtocolNumber)
+	if err != nil {
+		_ = u.Close()
+		return fmt.Errorf("open the DNS server's port: %w", err)
+	}
+	s := dns.New(dns.Config{Servers: cfg.Servers, Egress: cfg.Egress, Host: gatewayAddr, Learn: n.gate.learn})
+	n.tasks.Go(func() { s.ServeUDP(n.ctx, u) })
+	n.tasks.Go(func() { s.ServeTCP(n.ctx, t) })
+	return nil
+}
+
+// allowed says where a packet of the guest's to addr really goes, if it may.
+func (n *netstack) allowed(addr netip.Addr) (netip.Addr, bool) {
+	dst, ok := destination(addr)
+	return dst, ok && n.gate.allows(addr)
+}
+
 // enter counts a goroutine that the stack has started among the tasks; false:
 // the network is being closed.
 func (n *netstack) enter() bool {
@@ -152,14 +176,19 @@ func (n *netstack) enter() bool {
 	return !n.closed
 }
 
+// refuse lets nothing new begin.
+func (n *netstack) refuse() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.closed = true
+}
+
 // close ends every connection and waits for all that serves the network.
 func (n *netstack) close() error {
-	n.mu.Lock()
-	n.closed = true
-	n.mu.Unlock()
+	n.refuse()
 	n.cancel()
 	err := n.link.frames.Close() // first: what writes to a guest that does not read goes on
-	n.stack.Destroy()
+	n.stack.Close()
 	done := make(chan struct{})
 	go func() {
 		n.tasks.Wait()
@@ -168,6 +197,9 @@ func (n *netstack) close() error {
 	for {
 		select {
 		case <-done:
+			// Not before: it waits for connections, of which more may come
+			// into being until here.
+			n.stack.Destroy()
 			return err
 		case <-time.After(closePause):
 			// A connection that came into being while the stack was closed was

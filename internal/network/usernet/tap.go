@@ -123,7 +123,7 @@ func (a *attachment) connectTap() error {
 	}
 	carrier := newTapFrames()
 	var err error
-	if a.net, err = newNetstack(carrier, mtu); err != nil {
+	if a.net, err = newNetstack(carrier, mtu, &a.cfg); err != nil {
 		return err
 	}
 	a.vmm = vmm.Net{MAC: vmm.GuestMAC, MTU: mtu, Tap: network.TapName}

@@ -9,7 +9,8 @@
 //
 // The guest sees a gateway, 10.0.2.2, that is also the host's loopback (and
 // host.containers.internal and host.docker.internal), a DNS server, 10.0.2.3,
-// and IPv4 beyond. ICMP ends at the gateway.
+// and IPv4 beyond. Of ICMP it can send echo requests, where the host lets its
+// user do so (net.ipv4.ping_group_range); there is no IPv6.
 package usernet
 
 import (
@@ -18,12 +19,14 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/fcvm/fcvm/internal/network"
+	"github.com/fcvm/fcvm/internal/network/hostport"
 	"github.com/fcvm/fcvm/internal/vmm"
 )
 
@@ -49,7 +52,10 @@ func (*Backend) Available() error { return nil }
 // Start implements network.Backend. A VMM that takes a socket is given one:
 // that needs nothing of the host. Others get a tap in a namespace of theirs.
 func (b *Backend) Start(ctx context.Context, cfg network.Config) (network.Attachment, error) {
-	a := &attachment{}
+	if cfg.IP.IsValid() {
+		return nil, cfg.Refuse(b.Name(), "--ip "+cfg.IP.String(), "bridge")
+	}
+	a := &attachment{cfg: cfg}
 	connect := a.connectTap
 	switch {
 	case cfg.Capabilities.SockNetwork:
@@ -57,32 +63,40 @@ func (b *Backend) Start(ctx context.Context, cfg network.Config) (network.Attach
 	case !cfg.Capabilities.TapNetwork:
 		return nil, fmt.Errorf("%w: usernet: the VMM takes neither a network socket nor a tap", network.ErrUnavailable)
 	}
-	ports, err := openPorts(ctx, cfg.Ports)
+	ports, err := hostport.OpenAll(ctx, cfg.Ports)
 	if err != nil {
 		return nil, err
 	}
 	a.ports = ports
 	if err := connect(); err != nil {
-		closePorts(ports)
+		hostport.CloseAll(ports)
 		return nil, err
 	}
-	a.serve()
+	for _, o := range ports {
+		a.serve(o)
+	}
 	return a, nil
 }
 
 // attachment is one VM's network.
 type attachment struct {
-	ports []*opened
-	net   *netstack
-	vmm   vmm.Net
+	cfg network.Config
+	net *netstack
+	vmm vmm.Net
 	// launcher is nil when the VMM may run anywhere.
 	launcher vmm.Launcher
+
+	mu    sync.Mutex
+	ports []*hostport.Opened
 
 	closing  sync.Once
 	closeErr error
 }
 
-var _ network.Attachment = (*attachment)(nil)
+var (
+	_ network.Attachment = (*attachment)(nil)
+	_ network.Publisher  = (*attachment)(nil)
+)
 
 // connectSocket makes a pair of stream sockets: one for QEMU, which writes
 // frames behind their length, and one for the stack.
@@ -97,7 +111,7 @@ func (a *attachment) connectSocket() error {
 		_ = theirs.Close()
 		return fmt.Errorf("connect the VMM to its network: %w", err)
 	}
-	if a.net, err = newNetstack(newStreamFrames(conn), mtu); err != nil {
+	if a.net, err = newNetstack(newStreamFrames(conn), mtu, &a.cfg); err != nil {
 		_ = conn.Close()
 		_ = theirs.Close()
 		return err
@@ -121,17 +135,45 @@ func socketPair() (ours, theirs *os.File, err error) {
 	return os.NewFile(uintptr(fds[0]), "network"), os.NewFile(uintptr(fds[1]), "network of the VMM"), nil
 }
 
-// serve begins to serve the published ports.
-func (a *attachment) serve() {
-	for _, o := range a.ports {
-		a.net.tasks.Go(func() {
-			if o.tcp != nil {
-				a.net.publishTCP(o.tcp, o.port)
-			} else {
-				a.net.publishUDP(o.udp, o.port)
-			}
-		})
+// serve begins to serve a published port; false: the network is being closed.
+func (a *attachment) serve(o *hostport.Opened) bool {
+	if !a.net.enter() {
+		return false
 	}
+	go func() {
+		defer a.net.tasks.Done()
+		o.Serve(a.net.ctx, a.net, a.net.limits)
+	}()
+	return true
+}
+
+// Publish implements network.Publisher.
+func (a *attachment) Publish(ctx context.Context, p network.Port) (network.Port, error) {
+	o, err := hostport.Open(ctx, p)
+	if err != nil {
+		return network.Port{}, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.serve(o) {
+		_ = o.Close()
+		return network.Port{}, fmt.Errorf("publish %s: %w", p, net.ErrClosed)
+	}
+	a.ports = append(a.ports, o)
+	return o.Port(), nil
+}
+
+// Unpublish implements network.Publisher.
+func (a *attachment) Unpublish(p network.Port) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for i, o := range a.ports {
+		if o.Port() == p {
+			a.ports = slices.Delete(a.ports, i, i+1)
+			return o.Close()
+		}
+	}
+	return fmt.Errorf("close %s: %w", p, network.ErrNotPublished)
 }
 
 // Net implements network.Attachment.
@@ -142,9 +184,11 @@ func (a *attachment) Launcher() vmm.Launcher { return a.launcher }
 
 // Ports implements network.Attachment.
 func (a *attachment) Ports() []network.Port {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	list := make([]network.Port, 0, len(a.ports))
 	for _, o := range a.ports {
-		list = append(list, o.port)
+		list = append(list, o.Port())
 	}
 	return list
 }
@@ -161,7 +205,10 @@ func (a *attachment) Close() error {
 }
 
 func (a *attachment) close() error {
-	closePorts(a.ports)
+	a.net.refuse() // no port is opened from here on
+	a.mu.Lock()
+	hostport.CloseAll(a.ports)
+	a.mu.Unlock()
 	err := a.net.close()
 	if a.vmm.Socket != nil {
 		// The VMM has its own; a driver that has closed ours did no harm.

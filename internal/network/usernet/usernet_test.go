@@ -15,6 +15,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
 	"github.com/fcvm/fcvm/internal/network"
+	"github.com/fcvm/fcvm/internal/network/nettest"
 	"github.com/fcvm/fcvm/internal/vmm"
 )
 
@@ -55,7 +56,7 @@ func TestPortsAreGivenBack(t *testing.T) {
 	ports := a.Ports()
 	g := newStackGuest(t, a)
 	l := g.listen(t, 8080)
-	client, _ := connect(t, func() (net.Conn, error) { return net.Dial("tcp", ports[1].HostAddr().String()) }, l)
+	client, _ := nettest.Way{Listener: l, Dial: func() (net.Conn, error) { return net.Dial("tcp", ports[1].HostAddr().String()) }}.Connect(t)
 	if err := a.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -122,17 +123,17 @@ func TestHostileFrames(t *testing.T) {
 		{},
 		{1},
 		make([]byte, 13), make([]byte, 14), make([]byte, maxFrame),
-		frame(gatewayMAC, vmm.GuestMAC, 0x0800),
-		frame(gatewayMAC, vmm.GuestMAC, 0x0800, 0x4f, 0, 0, 20),
-		frame(gatewayMAC, vmm.GuestMAC, 0x0800, append([]byte{0x45, 0, 0xff, 0xff, 0, 0, 0, 0, 64, 6, 0, 0}, make([]byte, 8)...)...),
+		frame(network.GatewayMAC, vmm.GuestMAC, 0x0800),
+		frame(network.GatewayMAC, vmm.GuestMAC, 0x0800, 0x4f, 0, 0, 20),
+		frame(network.GatewayMAC, vmm.GuestMAC, 0x0800, append([]byte{0x45, 0, 0xff, 0xff, 0, 0, 0, 0, 64, 6, 0, 0}, make([]byte, 8)...)...),
 		frame(broadcast, vmm.GuestMAC, 0x0806, 1, 2, 3),
 		frame(broadcast, vmm.GuestMAC, 0x86dd, make([]byte, 40)...),
-		arpRequest(vmm.GuestMAC, "10.0.2.99"),          // not on the link
-		arpRequest("02:00:00:00:00:01", "10.0.2.2"),    // not the guest
-		arpRequest(vmm.GuestMAC, "10.0.2.15"),          // itself
-		frame(gatewayMAC, gatewayMAC, 0x0800, 0x45),    // the gateway's own address
-		frame(broadcast, broadcast, 0x0806, 0, 1, 8),   //
-		frame("00:00:00:00:00:00", vmm.GuestMAC, 0, 0), //
+		arpRequest(vmm.GuestMAC, "10.0.2.99"),                       // not on the link
+		arpRequest("02:00:00:00:00:01", "10.0.2.2"),                 // not the guest
+		arpRequest(vmm.GuestMAC, "10.0.2.15"),                       // itself
+		frame(network.GatewayMAC, network.GatewayMAC, 0x0800, 0x45), // the gateway's own address
+		frame(broadcast, broadcast, 0x0806, 0, 1, 8),                //
+		frame("00:00:00:00:00:00", vmm.GuestMAC, 0, 0),              //
 	} {
 		send(b)
 	}
@@ -194,7 +195,7 @@ func synFrame(from uint16, to netip.AddrPort) []byte {
 	ip.SetChecksum(^ip.CalculateChecksum())
 	tcp := header.TCP(b[header.IPv4MinimumSize:])
 	tcp.Encode(&header.TCPFields{SrcPort: from, DstPort: to.Port(), SeqNum: 1, DataOffset: header.TCPMinimumSize, Flags: header.TCPFlagSyn, WindowSize: 1000})
-	return frame(gatewayMAC, vmm.GuestMAC, 0x0800, b...)
+	return frame(network.GatewayMAC, vmm.GuestMAC, 0x0800, b...)
 }
 
 func arpRequest(src, target string) []byte {

@@ -38,10 +38,13 @@ type Check struct {
 
 // Report is the outcome of all checks.
 type Report struct {
-	OK     bool    `json:"ok"`               // `fcvm run` would work
-	Driver string  `json:"driver,omitempty"` // the one that `--vmm auto` would take
-	Why    string  `json:"why"`              // why that one, or why none; one line
-	Checks []Check `json:"checks"`
+	OK     bool   `json:"ok"`               // `fcvm run` would work
+	Driver string `json:"driver,omitempty"` // the one that `--vmm auto` would take
+	Why    string `json:"why"`              // why that one, or why none; one line
+	// Network is the one that --network auto would take, and why no faster one.
+	Network    string  `json:"network,omitempty"`
+	NetworkWhy string  `json:"network_why,omitempty"`
+	Checks     []Check `json:"checks"`
 }
 
 // KVM is how far the host's KVM goes. A device that opens is not enough:

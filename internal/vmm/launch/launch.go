@@ -25,6 +25,11 @@ func (Direct) Launch(ctx context.Context, c vmm.Command) (vmm.Process, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
+	return Start(Cmd(c), Attr(c))
+}
+
+// Cmd is the command in terms of os/exec, for Start.
+func Cmd(c vmm.Command) *exec.Cmd {
 	cmd := exec.Command(c.Path, c.Args...)
 	cmd.Env, cmd.Dir, cmd.ExtraFiles = c.Env, c.Dir, c.Extra
 	// Assigned only when set: a nil *os.File in an interface is not nil.
@@ -37,17 +42,17 @@ func (Direct) Launch(ctx context.Context, c vmm.Command) (vmm.Process, error) {
 	if c.Stderr != nil {
 		cmd.Stderr = c.Stderr
 	}
-	// A session of its own: Ctrl-C in the terminal is for the supervisor.
-	attr := &syscall.SysProcAttr{Setsid: true}
-	IntoCgroup(attr, c.Cgroup)
-	return Start(cmd, attr)
+	return cmd
 }
 
-// IntoCgroup has a process be born in a control group; nil: its parent's.
-func IntoCgroup(attr *syscall.SysProcAttr, dir *os.File) {
-	if dir != nil {
-		attr.UseCgroupFD, attr.CgroupFD = true, int(dir.Fd())
+// Attr is how the command's process is to be born: in a session of its own, as
+// Ctrl-C in the terminal is for the supervisor, and in its control group.
+func Attr(c vmm.Command) *syscall.SysProcAttr {
+	attr := &syscall.SysProcAttr{Setsid: true}
+	if c.Cgroup != nil {
+		attr.UseCgroupFD, attr.CgroupFD = true, int(c.Cgroup.Fd())
 	}
+	return attr
 }
 
 // Process is a child that dies with this process.
@@ -61,6 +66,12 @@ type Process struct {
 // parent-death signal. That signal comes when the thread ends that started
 // the child, so a thread is kept for as long as the child lives.
 func Start(cmd *exec.Cmd, attr *syscall.SysProcAttr) (*Process, error) {
+	return StartBy(cmd, attr, func(start func() error) error { return start() })
+}
+
+// StartBy is Start on a thread that by has set up: by calls start once, on the
+// thread that it is called on, which it leaves as it was.
+func StartBy(cmd *exec.Cmd, attr *syscall.SysProcAttr, by func(start func() error) error) (*Process, error) {
 	attr.Pdeathsig = syscall.SIGKILL
 	cmd.SysProcAttr = attr
 	p := &Process{cmd: cmd, done: make(chan struct{})}
@@ -68,7 +79,11 @@ func Start(cmd *exec.Cmd, attr *syscall.SysProcAttr) (*Process, error) {
 	go func() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		err := cmd.Start()
+		err := by(cmd.Start)
+		if err != nil && cmd.Process != nil { // it was started, and the thread is not as it was
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}
 		started <- err
 		if err == nil {
 			p.exit = exitOf(cmd.Wait(), cmd.ProcessState)

@@ -1,4 +1,4 @@
-package usernet
+package dns
 
 import (
 	"context"
@@ -16,15 +16,15 @@ import (
 )
 
 // testResolver knows the addresses of one name.
-func testResolver(addrs []netip.Addr, err error) *resolver {
-	return &resolver{
+func testResolver(addrs []netip.Addr, err error) *Server {
+	return &Server{
 		lookup:     func(context.Context, string, string) ([]netip.Addr, error) { return addrs, err },
 		resolvConf: "/nonexistent",
 		slots:      make(chan struct{}, 1),
 	}
 }
 
-func answerTo(t *testing.T, r *resolver, protocol string, q []byte) dnsmessage.Message {
+func answerTo(t *testing.T, r *Server, protocol string, q []byte) dnsmessage.Message {
 	t.Helper()
 	var m dnsmessage.Message
 	if err := m.Unpack(r.answer(t.Context(), protocol, q)); err != nil {
@@ -109,7 +109,7 @@ func FuzzAnswer(f *testing.F) {
 	f.Add(make([]byte, 12))
 	f.Add([]byte("\x12\x67\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x07example\x03org\x00\x00\x01\x00\x01"))
 	f.Fuzz(func(t *testing.T, q []byte) {
-		a := testResolver([]netip.Addr{loopback}, nil).answer(t.Context(), network.UDP, q)
+		a := testResolver([]netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, 1})}, nil).answer(t.Context(), network.UDP, q)
 		if a == nil {
 			return
 		}
@@ -118,4 +118,67 @@ func FuzzAnswer(f *testing.F) {
 			t.Fatalf("answer %x to %x: %v", a, q, err)
 		}
 	})
+}
+
+func query(t *testing.T, name string, typ dnsmessage.Type) []byte {
+	t.Helper()
+	b, err := (&dnsmessage.Message{
+		Header:    dnsmessage.Header{ID: 4711, RecursionDesired: true},
+		Questions: []dnsmessage.Question{{Name: dnsmessage.MustNewName(name), Type: typ, Class: dnsmessage.ClassINET}},
+	}).Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// A server tells a guest of names that its policy allows, and asks nobody for
+// others.
+func TestPolicyOfNames(t *testing.T) {
+	egress, err := network.ParseEgress([]string{"example.org", "198.51.100.0/24"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := netip.AddrFrom4([4]byte{192, 0, 2, 1})
+	var asked []string
+	var learned []netip.Addr
+	s := testResolver(nil, nil)
+	s.lookup = func(_ context.Context, _, name string) ([]netip.Addr, error) {
+		asked = append(asked, name)
+		return []netip.Addr{addr}, nil
+	}
+	s.Config = Config{
+		Egress: egress, Host: netip.AddrFrom4([4]byte{10, 0, 2, 2}),
+		Learn: func(a []netip.Addr) { learned = append(learned, a...) },
+		Names: func(name string) []netip.Addr {
+			if name == "web" {
+				return []netip.Addr{netip.AddrFrom4([4]byte{10, 1, 1, 1}), netip.MustParseAddr("fd00::1")}
+			}
+			return nil
+		},
+	}
+	for _, tt := range []struct {
+		name    string
+		typ     dnsmessage.Type
+		rcode   dnsmessage.RCode
+		answers int
+	}{
+		{"example.org.", dnsmessage.TypeA, dnsmessage.RCodeSuccess, 1},
+		{"www.example.org.", dnsmessage.TypeA, dnsmessage.RCodeRefused, 0},
+		{"secret.evil.example.", dnsmessage.TypeTXT, dnsmessage.RCodeRefused, 0},
+		{"Web.", dnsmessage.TypeA, dnsmessage.RCodeSuccess, 1},
+		{"web.", dnsmessage.TypeAAAA, dnsmessage.RCodeSuccess, 1},
+		{"host.docker.internal.", dnsmessage.TypeA, dnsmessage.RCodeSuccess, 1},
+		{"host.docker.internal.", dnsmessage.TypeAAAA, dnsmessage.RCodeSuccess, 0},
+	} {
+		if m := answerTo(t, s, network.UDP, query(t, tt.name, tt.typ)); m.RCode != tt.rcode || len(m.Answers) != tt.answers {
+			t.Errorf("%s %s: %s with %d answers, want %s with %d", tt.name, tt.typ, m.RCode, len(m.Answers), tt.rcode, tt.answers)
+		}
+	}
+	if diff := cmp.Diff([]string{"example.org."}, asked); diff != "" {
+		t.Errorf("asked for (-want +got):\n%s", diff)
+	}
+	if len(learned) != 1 || learned[0] != addr {
+		t.Errorf("learned %v", learned)
+	}
 }

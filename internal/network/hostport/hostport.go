@@ -1,4 +1,10 @@
-package usernet
+// Package hostport is the host's end of published ports: sockets that are
+// opened before a VM boots, so that a port that is taken is found in time, and
+// relays between their clients and a guest.
+//
+// Ports are opened by Open, and served from Serve on; clients that come in
+// between wait in the socket.
+package hostport
 
 import (
 	"context"
@@ -13,16 +19,18 @@ import (
 	"github.com/fcvm/fcvm/internal/vm"
 )
 
-// opened is a published port whose socket is open. Clients wait in it until
-// the network serves it.
-type opened struct {
+// Opened is a published port whose socket is open.
+type Opened struct {
 	port network.Port // with the port that was chosen
 	tcp  *net.TCPListener
 	udp  *net.UDPConn
 }
 
-// Close gives the port back.
-func (o *opened) Close() error {
+// Port is the port as opened, with the host port that was chosen.
+func (o *Opened) Port() network.Port { return o.port }
+
+// Close gives the port back. Connections that were made through it go on.
+func (o *Opened) Close() error {
 	var c io.Closer = o.udp
 	if o.tcp != nil {
 		c = o.tcp
@@ -30,13 +38,13 @@ func (o *opened) Close() error {
 	return c.Close()
 }
 
-// openPorts opens all ports or none.
-func openPorts(ctx context.Context, ports []network.Port) ([]*opened, error) {
-	var list []*opened
+// OpenAll opens all ports or none.
+func OpenAll(ctx context.Context, ports []network.Port) ([]*Opened, error) {
+	var list []*Opened
 	for _, p := range ports {
-		o, err := openPort(ctx, p)
+		o, err := Open(ctx, p)
 		if err != nil {
-			closePorts(list)
+			CloseAll(list)
 			return nil, err
 		}
 		list = append(list, o)
@@ -44,14 +52,18 @@ func openPorts(ctx context.Context, ports []network.Port) ([]*opened, error) {
 	return list, nil
 }
 
-func closePorts(list []*opened) {
+// CloseAll gives ports back.
+func CloseAll(list []*Opened) {
 	for _, o := range list {
 		_ = o.Close()
 	}
 }
 
-func openPort(ctx context.Context, p network.Port) (*opened, error) {
-	o := &opened{port: p}
+// Open opens one port. Errors name the port, who has it as far as that can be
+// known, and what to do; they wrap network.ErrPortTaken, syscall.EACCES or
+// syscall.EADDRNOTAVAIL.
+func Open(ctx context.Context, p network.Port) (*Opened, error) {
+	o := &Opened{port: p}
 	var lc net.ListenConfig
 	// "tcp4" rather than "tcp": an address is what it is and not also the
 	// other family's, which decides what the unspecified ones mean.
@@ -94,9 +106,9 @@ func openError(p network.Port, err error) error {
 		}
 		return fmt.Errorf("publish %s: %w%s: take another host port, or leave it out for a free one", p, network.ErrPortTaken, who)
 	case errors.Is(err, syscall.EACCES):
-		return fmt.Errorf("publish %s: not allowed: host ports below net.ipv4.ip_unprivileged_port_start (1024) are root's: %w", p, err)
+		return fmt.Errorf("publish %s: not allowed: host ports below net.ipv4.ip_unprivileged_port_start (1024) are root's; take a higher host port, or run as root: %w", p, err)
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		return fmt.Errorf("publish %s: this host does not have the address %s: %w", p, p.HostIP, err)
+		return fmt.Errorf("publish %s: this host does not have the address %s; leave it out for all of its addresses: %w", p, p.HostIP, err)
 	default:
 		return fmt.Errorf("publish %s: %w", p, err)
 	}

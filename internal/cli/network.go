@@ -1,0 +1,89 @@
+package cli
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fcvm/fcvm/internal/network"
+	"github.com/fcvm/fcvm/internal/network/bridge"
+	"github.com/fcvm/fcvm/internal/vm"
+)
+
+// networkOptions are the flags of run that say how a VM is connected.
+type networkOptions struct {
+	backend  string
+	mode     vm.Mode
+	publish  []string
+	egress   []string
+	dns      []string
+	search   []string
+	addHosts []string
+	ip       string
+	isolated bool
+	subnet   string
+}
+
+// register declares the flags in the order in which the help shows them.
+func (o *networkOptions) register(cmd *cobra.Command) {
+	f := cmd.Flags()
+	addChoice(cmd, newChoice(&o.backend, "auto", "usernet", "bridge", "slirp4netns", "none"), "network", "how the VM is connected")
+	addChoice(cmd, newChoice(&o.mode, vm.ModeAuto, vm.ModeRootless, vm.ModePrivileged), "mode", "which networks --network auto may take: usernet is rootless, bridge needs root")
+	f.StringArrayVarP(&o.publish, "publish", "p", nil, "publish a port: `[[IP:]HOSTPORT:]PORT`, /udp behind it for UDP")
+	f.StringSliceVar(&o.egress, "egress", nil, "let the guest connect to `WHAT` only: all, none, or a list of networks, names and *.names")
+	f.StringSliceVar(&o.dns, "dns", nil, "ask the name server at `ADDRESS` in place of the host's")
+	f.StringSliceVar(&o.search, "dns-search", nil, "look single words up in `DOMAIN`")
+	f.StringArrayVar(&o.addHosts, "add-host", nil, "add `NAME:IP` to the container's hosts file; host-gateway is the host")
+	f.StringVar(&o.ip, "ip", "", "give the VM this `ADDRESS` on the bridge")
+	f.BoolVar(&o.isolated, "isolated", false, "keep the VM from others on the bridge")
+	f.StringVar(&o.subnet, "subnet", "", "make the bridge with this `NETWORK` (default $FCVM_BRIDGE_SUBNET, else "+bridge.DefaultSubnet+")")
+}
+
+// spec refuses what cannot be meant before anything is made for it.
+func (o *networkOptions) spec(lookup func(string) (string, bool)) (vm.NetworkSpec, error) {
+	s := vm.NetworkSpec{
+		Backend: o.backend, Mode: o.mode, Publish: o.publish, Egress: o.egress, DNS: o.dns, Search: o.search,
+		AddHosts: o.addHosts, IP: o.ip, Isolated: o.isolated, Subnet: o.subnet,
+	}
+	if s.Subnet == "" {
+		s.Subnet, _ = lookup("FCVM_BRIDGE_SUBNET")
+	}
+	switch {
+	case len(o.publish) > 0 && o.backend == "none":
+		return s, fmt.Errorf("%w: --publish: a VM with --network none has no ports to publish", vm.ErrInvalid)
+	case o.mode == vm.ModeRootless && o.backend == "bridge":
+		return s, fmt.Errorf("%w: --mode rootless and --network bridge rule each other out: the bridge needs root", vm.ErrInvalid)
+	case o.ip != "" && o.backend != "auto" && o.backend != "bridge":
+		return s, fmt.Errorf("%w: --ip: only --network bridge gives VMs addresses of their own", vm.ErrInvalid)
+	}
+	if _, err := network.ParsePublish(o.publish); err != nil {
+		return s, err
+	}
+	if _, err := network.ParseEgress(o.egress); err != nil {
+		return s, err
+	}
+	if _, err := bridge.ParseSubnet(s.Subnet); err != nil {
+		return s, fmt.Errorf("%w: --subnet: %w", vm.ErrInvalid, err)
+	}
+	for _, a := range append(append([]string{}, o.dns...), o.ipList()...) {
+		if ip, err := netip.ParseAddr(a); err != nil || ip.Zone() != "" {
+			return s, fmt.Errorf("%w: %q is not an IP address", vm.ErrInvalid, a)
+		}
+	}
+	for _, d := range o.search {
+		if d == "" || strings.ContainsAny(d, " \t\n/:") {
+			return s, fmt.Errorf("%w: --dns-search %q: it is a domain", vm.ErrInvalid, d)
+		}
+	}
+	_, err := network.ParseHosts(o.addHosts)
+	return s, err
+}
+
+func (o *networkOptions) ipList() []string {
+	if o.ip == "" {
+		return nil
+	}
+	return []string{o.ip}
+}

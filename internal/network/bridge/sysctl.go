@@ -1,0 +1,89 @@
+package bridge
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const sysctlDir = "/proc/sys/net"
+
+func writeSysctl(name, value string) error {
+	if err := os.WriteFile(filepath.Join(sysctlDir, name), []byte(value), 0o644); err != nil {
+		return fmt.Errorf("set net/%s to %s: %w", name, value, err)
+	}
+	return nil
+}
+
+func sysctlIs(name, value string) bool {
+	b, err := os.ReadFile(filepath.Join(sysctlDir, name))
+	return err == nil && string(bytes.TrimSpace(b)) == value
+}
+
+// forward lets the host pass packets on, where it does not yet, and says so.
+// The settings stay: others may have come to rely on them.
+func (h *host) forward(say func(string)) error {
+	if !sysctlIs("ipv4/ip_forward", "1") {
+		if err := writeSysctl("ipv4/ip_forward", "1"); err != nil {
+			return err
+		}
+		say("set net.ipv4.ip_forward to 1, for VMs on " + LinkName)
+	}
+	if !h.subnet6.IsValid() || sysctlIs("ipv6/conf/all/forwarding", "1") {
+		return nil
+	}
+	uplink := uplink6()
+	if uplink == "" {
+		return nil // there is no world of IPv6; VMs reach one another without
+	}
+	// From Linux 6.17 on it can be allowed for two interfaces alone.
+	alone := true
+	for _, name := range []string{LinkName, uplink} {
+		err := writeSysctl("ipv6/conf/"+name+"/force_forwarding", "1")
+		if errors.Is(err, fs.ErrNotExist) {
+			alone = false
+			break
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if alone {
+		say("set net.ipv6.conf.{" + LinkName + "," + uplink + "}.force_forwarding to 1, for VMs on " + LinkName)
+		return nil
+	}
+	// A host that forwards takes no more routes from routers, unless told to.
+	if sysctlIs("ipv6/conf/"+uplink+"/accept_ra", "1") {
+		if err := writeSysctl("ipv6/conf/"+uplink+"/accept_ra", "2"); err != nil {
+			return err
+		}
+		say("set net.ipv6.conf." + uplink + ".accept_ra to 2, so that it goes on to take routes")
+	}
+	if err := writeSysctl("ipv6/conf/all/forwarding", "1"); err != nil {
+		return err
+	}
+	say("set net.ipv6.conf.all.forwarding to 1, for VMs on " + LinkName)
+	return nil
+}
+
+// uplink6 is the interface of the way to the world by IPv6, or empty.
+func uplink6() string {
+	routes, err := netlink.RouteList(nil, unix.AF_INET6)
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return ""
+	}
+	for _, r := range routes {
+		if p, ok := prefixOf(r.Dst); (!ok || p.Bits() == 0) && r.Type == unix.RTN_UNICAST {
+			if l, err := netlink.LinkByIndex(r.LinkIndex); err == nil && l.Attrs().Name != "lo" {
+				return l.Attrs().Name
+			}
+		}
+	}
+	return ""
+}

@@ -1,0 +1,169 @@
+// Package dns is the name server that a guest sees: it answers by the host's
+// means, knows the host and other VMs by name, and asks nobody for names that
+// the guest's egress policy does not allow.
+package dns
+
+import (
+	"context"
+	"encoding/binary"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/fcvm/fcvm/internal/network"
+)
+
+const (
+	// Port is that of DNS.
+	Port = 53
+
+	timeout     = 4 * time.Second // a little less than resolvers wait (resolv.conf(5): 5 s)
+	udpSize     = 512             // RFC 1035, 2.3.4; more with EDNS(0), RFC 6891
+	maxSize     = 65535
+	connTimeout = 10 * time.Second
+	maxAtOnce   = 64 // questions that wait for an answer
+)
+
+// Config is what a server answers by.
+type Config struct {
+	// Servers are asked in place of the host's own.
+	Servers []netip.Addr
+	Egress  network.Egress
+	// Host is what the host's names stand for.
+	Host netip.Addr
+	// IPv6: the guest's link carries it; without, no name has such an address.
+	IPv6 bool
+	// Names are other VMs; nil: none. A name comes in lower case, without a dot.
+	Names func(name string) []netip.Addr
+	// Learn is told what names that the policy allows stand for, before the
+	// guest is; nil: nobody wants to know.
+	Learn func([]netip.Addr)
+}
+
+// Server answers questions. It is safe for concurrent use.
+type Server struct {
+	Config
+	lookup     func(ctx context.Context, family, name string) ([]netip.Addr, error)
+	resolvConf string
+	slots      chan struct{}
+}
+
+// New makes a server. It has no sockets of its own: see ServeUDP and ServeTCP.
+func New(c Config) *Server {
+	// The C library's resolver does not find a name that ends with a dot in
+	// the hosts file, and takes a thread for each question.
+	r := &net.Resolver{PreferGo: true}
+	s := &Server{Config: c, resolvConf: "/etc/resolv.conf", slots: make(chan struct{}, maxAtOnce)}
+	if len(c.Servers) > 0 {
+		r.Dial = rotate(c.Servers)
+	}
+	s.lookup = r.LookupNetIP
+	return s
+}
+
+// rotate has each attempt of a resolver go to the next server.
+func rotate(servers []netip.Addr) func(context.Context, string, string) (net.Conn, error) {
+	var mu sync.Mutex
+	next := 0
+	return func(ctx context.Context, protocol, _ string) (net.Conn, error) {
+		mu.Lock()
+		server := servers[next%len(servers)]
+		next++
+		mu.Unlock()
+		var d net.Dialer
+		return d.DialContext(ctx, protocol, netip.AddrPortFrom(server, Port).String())
+	}
+}
+
+// ServeUDP answers on a socket until ctx ends, and closes it.
+func (s *Server) ServeUDP(ctx context.Context, conn net.PacketConn) {
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
+	var tasks sync.WaitGroup
+	defer tasks.Wait()
+	buf := make([]byte, maxSize)
+	for {
+		size, from, err := conn.ReadFrom(buf)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil || !s.acquire() {
+			continue // the guest asks again
+		}
+		query := append([]byte(nil), buf[:size]...)
+		tasks.Go(func() {
+			defer s.release()
+			if a := s.answer(ctx, network.UDP, query); a != nil {
+				_, _ = conn.WriteTo(a, from)
+			}
+		})
+	}
+}
+
+// ServeTCP answers on a listener's connections until ctx ends, and closes all.
+func (s *Server) ServeTCP(ctx context.Context, l net.Listener) {
+	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
+	defer stop()
+	var tasks sync.WaitGroup
+	defer tasks.Wait()
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		if !s.acquire() {
+			_ = c.Close()
+			continue
+		}
+		tasks.Go(func() {
+			defer s.release()
+			s.serveConn(ctx, c)
+		})
+	}
+}
+
+func (s *Server) serveConn(ctx context.Context, c net.Conn) {
+	defer func() { _ = c.Close() }()
+	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
+	defer stop()
+	for ctx.Err() == nil {
+		_ = c.SetDeadline(time.Now().Add(connTimeout))
+		query, err := readMessage(c)
+		if err != nil {
+			return
+		}
+		a := s.answer(ctx, network.TCP, query)
+		if a == nil || writeMessage(c, a) != nil {
+			return
+		}
+	}
+}
+
+func (s *Server) acquire() bool {
+	select {
+	case s.slots <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
+func (s *Server) release() { <-s.slots }
+
+// readMessage and writeMessage do a message's framing on TCP: RFC 1035, 4.2.2.
+func readMessage(r io.Reader) ([]byte, error) {
+	var size [2]byte
+	if _, err := io.ReadFull(r, size[:]); err != nil {
+		return nil, err
+	}
+	msg := make([]byte, binary.BigEndian.Uint16(size[:]))
+	_, err := io.ReadFull(r, msg)
+	return msg, err
+}
+
+func writeMessage(w io.Writer, msg []byte) error {
+	_, err := w.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(msg))), msg...))
+	return err
+}

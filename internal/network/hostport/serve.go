@@ -1,0 +1,178 @@
+package hostport
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Limits of what a published port waits for, and how long it remembers.
+const (
+	guestDialTimeout = 10 * time.Second // for a guest that does not answer, for instance because it boots
+	// UDPIdle is how long a client's association is kept without a datagram.
+	UDPIdle = 90 * time.Second // RFC 4787, REQ-5, asks for two minutes of a router
+)
+
+// Guest connects to ports of the guest, for a client: as that, if it can.
+type Guest interface {
+	DialTCP(ctx context.Context, client netip.Addr, port uint16) (HalfConn, error)
+	DialUDP(client netip.Addr, port uint16) (net.Conn, error)
+}
+
+// Limits bound what clients can make the process hold open. The capacity of
+// each is the number at a time.
+type Limits struct {
+	TCP chan struct{} // connections
+	UDP chan struct{} // clients of UDP ports
+}
+
+// Serve passes what comes to the port on to the guest. It returns when the
+// port is closed and its connections have ended; the end of ctx resets them.
+func (o *Opened) Serve(ctx context.Context, g Guest, l Limits) {
+	if o.tcp != nil {
+		o.serveTCP(ctx, g, l.TCP)
+		return
+	}
+	o.serveUDP(ctx, g, l.UDP)
+}
+
+func (o *Opened) serveTCP(ctx context.Context, g Guest, slots chan struct{}) {
+	var clients sync.WaitGroup
+	defer clients.Wait()
+	for {
+		c, err := o.tcp.AcceptTCP()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil { // out of descriptors, or the client has gone
+			if !sleep(ctx, 50*time.Millisecond) {
+				return
+			}
+			continue
+		}
+		host := HostConn{c}
+		if !Acquire(slots) {
+			host.Abort()
+			continue
+		}
+		clients.Go(func() {
+			defer Release(slots)
+			dial, cancel := context.WithTimeout(ctx, guestDialTimeout)
+			defer cancel()
+			guest, err := g.DialTCP(dial, addrOf(c.RemoteAddr()), o.port.GuestPort)
+			if err != nil {
+				host.Abort()
+				return
+			}
+			RelayTCP(ctx, guest, host)
+		})
+	}
+}
+
+// addrOf is a socket's address, without its port.
+func addrOf(a net.Addr) netip.Addr {
+	if t, ok := a.(*net.TCPAddr); ok {
+		return t.AddrPort().Addr().Unmap()
+	}
+	return netip.Addr{}
+}
+
+// sleep waits for d; false: ctx has ended before.
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
+}
+
+// udpService is one published UDP port: each client has a socket of its own
+// towards the guest, so that answers find back to it.
+type udpService struct {
+	ctx   context.Context // its end is the service's
+	conn  *net.UDPConn
+	dial  func(client netip.Addr) (net.Conn, error)
+	slots chan struct{}
+
+	mu      sync.Mutex
+	clients map[netip.AddrPort]*udpClient
+	tasks   sync.WaitGroup
+}
+
+type udpClient struct {
+	service *udpService
+	addr    netip.AddrPort
+	guest   net.Conn
+	last    atomic.Int64 // when a datagram came, either way
+}
+
+// Write sends the client a datagram.
+func (c *udpClient) Write(b []byte) (int, error) { return c.service.conn.WriteToUDPAddrPort(b, c.addr) }
+
+func (o *Opened) serveUDP(ctx context.Context, g Guest, slots chan struct{}) {
+	ctx, cancel := context.WithCancel(ctx)
+	s := &udpService{
+		ctx: ctx, conn: o.udp, slots: slots, clients: make(map[netip.AddrPort]*udpClient),
+		dial: func(client netip.Addr) (net.Conn, error) { return g.DialUDP(client, o.port.GuestPort) },
+	}
+	defer s.tasks.Wait()
+	defer cancel() // nobody can be answered any more
+	buf := make([]byte, MaxDatagram)
+	for {
+		size, from, err := s.conn.ReadFromUDPAddrPort(buf)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			if !sleep(ctx, 10*time.Millisecond) {
+				return
+			}
+			continue
+		}
+		if c := s.client(from); c != nil {
+			c.last.Store(time.Now().UnixNano())
+			_, _ = c.guest.Write(buf[:size])
+		}
+	}
+}
+
+// client finds or makes the socket that stands for a client; nil when there
+// are too many.
+func (s *udpService) client(from netip.AddrPort) *udpClient {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c, ok := s.clients[from]; ok {
+		return c
+	}
+	if !Acquire(s.slots) {
+		return nil
+	}
+	guest, err := s.dial(from.Addr().Unmap())
+	if err != nil {
+		Release(s.slots)
+		return nil
+	}
+	c := &udpClient{service: s, addr: from, guest: guest}
+	c.last.Store(time.Now().UnixNano())
+	s.clients[from] = c
+	s.tasks.Go(c.answer)
+	return c
+}
+
+// answer passes what the guest sends back to the client, and forgets the
+// client when it is idle.
+func (c *udpClient) answer() {
+	defer Release(c.service.slots)
+	stop := context.AfterFunc(c.service.ctx, func() { _ = c.guest.Close() })
+	defer stop()
+	passDatagrams(c, c.guest, &c.last, UDPIdle)
+	c.service.mu.Lock()
+	delete(c.service.clients, c.addr)
+	c.service.mu.Unlock()
+	_ = c.guest.Close()
+}

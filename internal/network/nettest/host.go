@@ -1,0 +1,56 @@
+package nettest
+
+import (
+	"net"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// linkLocal is an address of the scratch host as clouds keep credentials at.
+const linkLocal = "169.254.169.254"
+
+func addLinkLocal(t testing.TB) {
+	t.Helper()
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr, err := netlink.ParseAddr(linkLocal + "/32")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.AddrAdd(lo, addr); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := netlink.AddrDel(lo, addr); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// setPathMTU makes the way to an address smaller, until the test's end.
+func setPathMTU(t testing.TB, addr string, mtu int) {
+	t.Helper()
+	l, err := netlink.LinkByName(hostLink)
+	if err != nil {
+		t.Fatal(err)
+	}
+	route := &netlink.Route{
+		LinkIndex: l.Attrs().Index, MTU: mtu, MTULock: true, Scope: unix.RT_SCOPE_LINK,
+		Dst: &net.IPNet{IP: net.ParseIP(addr).To4(), Mask: net.CIDRMask(32, 32)},
+	}
+	if err := netlink.RouteAdd(route); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := netlink.RouteDel(route); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func splitList(s string) []string { return strings.Split(s, ",") }
