@@ -41,6 +41,9 @@ func (in *instance) limits() (cgroup.Limits, error) {
 		Memory: uint64(mib) << 20, CPUs: s.CPUs + cpuHeadroom,
 		IOWeight: ioWeightPerCPU * s.CPUs, IORate: s.IORate,
 	}
+	if in.diskInMemory() {
+		l.Memory = 0
+	}
 	if s.IORate == 0 {
 		return l, nil
 	}
@@ -50,6 +53,15 @@ func (in *instance) limits() (cgroup.Limits, error) {
 	}
 	l.Device = d
 	return l, nil
+}
+
+// diskInMemory reports whether what the VM writes to its disk is memory of the
+// host (tmpfs). The kernel counts that as the VMM's, and would end the VM for
+// what its disk holds.
+func (in *instance) diskInMemory() bool {
+	var st unix.Statfs_t
+	err := unix.Statfs(string(in.vm.Dir()), &st)
+	return err == nil && (st.Type == unix.TMPFS_MAGIC || st.Type == unix.RAMFS_MAGIC)
 }
 
 // openGroup makes the VM's control group. A host that has none to give runs
@@ -141,6 +153,9 @@ func (in *instance) recordGroup() error {
 	missing := in.group.Missing()
 	if l.IORate != 0 && len(missing) > 0 {
 		return fmt.Errorf("%w: %s", errNoIOMax, strings.Join(missing, ", "))
+	}
+	if l.Memory == 0 {
+		missing = append(missing, "memory (the data directory is a tmpfs, which counts as the VM's memory)")
 	}
 	in.Verbose(fmt.Sprintf("limits: %d MiB, %d CPUs, in %s", l.Memory>>20, l.CPUs, in.group))
 	if err := in.linkGroup(in.group.Dir()); err != nil {

@@ -31,6 +31,8 @@ const (
 	minMajor = 1
 	minMinor = 8
 
+	// Of its own it had 0.6 MiB beside a guest of 384, and the kernel 1.3 for
+	// both. The rest is room for what is read and written ahead on its disks.
 	memoryOverheadMiB = 64
 
 	bootTimeout  = 2 * time.Minute
