@@ -35,6 +35,7 @@ func (f *fakeVM) Publish(_ context.Context, ports []string, remove bool) ([]stri
 	f.published, f.unpublish = ports, remove
 	return []string{"127.0.0.1:8080->80/tcp"}, f.err
 }
+
 func (f *fakeVM) Wait(context.Context) (Ended, error) { return Ended{ExitCode: 7, Reason: "x"}, f.err }
 func (f *fakeVM) WaitReady(context.Context) error     { return f.err }
 

@@ -4,11 +4,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -234,9 +234,10 @@ func TestTemplatesMayBeRemovedAtAnyTime(t *testing.T) {
 	if list, err := Templates(dir); err != nil || len(list) != 1 || list[0].Path != old || list[0].Current {
 		t.Errorf("%+v, %v", list, err)
 	}
-	stop, stopped := make(chan struct{}), make(chan int)
+	var removed atomic.Int32
+	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
-		removed := 0
+		defer close(stopped)
 		for {
 			list, err := Templates(dir)
 			if err != nil {
@@ -244,24 +245,30 @@ func TestTemplatesMayBeRemovedAtAnyTime(t *testing.T) {
 			}
 			for _, l := range list {
 				if os.Remove(l.Path) == nil {
-					removed++
+					removed.Add(1)
 				}
 			}
 			select {
 			case <-stop:
-				stopped <- removed
 				return
 			case <-time.After(5 * time.Millisecond):
 			}
 		}
 	}()
-	for i := range 10 {
-		if err := Scratch(t.Context(), dir, MinScratch, filepath.Join(t.TempDir(), fmt.Sprint(i))); err != nil {
-			t.Error(err)
+	// Until one that was in use has been removed, too: the old one is the first.
+	const limit = 1000
+	for i := 0; i < limit && (i < 10 || removed.Load() < 2); i++ {
+		dst := filepath.Join(dir, "..", "scratch")
+		if err := Scratch(t.Context(), dir, MinScratch, dst); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Remove(dst); err != nil {
+			t.Fatal(err)
 		}
 	}
 	close(stop)
-	if n := <-stopped; n < 2 {
+	<-stopped
+	if n := removed.Load(); n < 2 {
 		t.Errorf("%d templates were removed meanwhile", n)
 	}
 }
