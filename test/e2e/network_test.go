@@ -115,7 +115,7 @@ func TestBridgeBetweenVMs(t *testing.T) {
 	web := start(t, runArgs(t, []string{"--network", "bridge", "--name", "shop"}, "busybox", "sh", "-c",
 		"mkdir /tmp/www; echo wares >/tmp/www/index.html; httpd -f -p 80 -h /tmp/www & echo up; wait")...)
 	web.waitOutput(t, "up\n")
-	ask := []string{"sh", "-c", "wget -T 20 -q -O - http://shop:80/ 2>/dev/null || echo refused"}
+	ask := []string{"sh", "-c", "timeout 60 wget -q -O - http://shop:80/ 2>/dev/null || echo refused"}
 	run(t, []string{"--network", "bridge"}, "busybox", ask...).want(t, 0, "wares\n")
 	run(t, []string{"--network", "bridge", "--egress", "none"}, "busybox", ask...).want(t, 0, "refused\n")
 
