@@ -191,6 +191,8 @@ func (r *runner) testOut(t *testing.T, g *Guest) {
 	t.Run("refused", func(t *testing.T) {
 		l := r.neighbour.Listen(t, "tcp4", NeighbourAddr+":0")
 		_ = l.Close()
+		// The neighbour has closed its own copy once it answers again.
+		_ = r.neighbour.ListenPacket(t, "udp4", NeighbourAddr+":0")
 		if c, err := g.Dial("tcp4", l.Addr().String()); err == nil {
 			t.Errorf("connected to a port where nobody listens: %v", c.RemoteAddr())
 		}
