@@ -45,6 +45,9 @@ const (
 // prefix of every group's name; an id follows.
 const prefix = "fcvm-"
 
+// LimitIORate is how Missing names IORate.
+const LimitIORate = "I/O rate"
+
 // Limits of one group. What is zero has no limit.
 type Limits struct {
 	Memory   uint64 // bytes, of all that the group's processes hold and the kernel holds for them

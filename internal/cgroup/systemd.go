@@ -216,16 +216,15 @@ func (s *scope) missing(dir string) []string {
 	if err != nil {
 		return nil // it has ended already
 	}
-	of := map[string]string{
-		"MemoryMax": "memory", "CPUQuotaPerSecUSec": "cpu", "IOWeight": "io", "IOReadBandwidthMax": "io",
+	type need struct{ controller, what string }
+	of := map[string]need{
+		"MemoryMax": {"memory", "memory"}, "CPUQuotaPerSecUSec": {"cpu", "CPU time"},
+		"IOWeight": {"io", "I/O weight"}, "IOReadBandwidthMax": {"io", LimitIORate},
 	}
-	what := map[string]string{"memory": "memory", "cpu": "CPU time", "io": "I/O"}
 	var missing []string
 	for _, p := range s.props {
-		c := of[p.Name]
-		text := what[c] + " (no " + c + " controller; systemd: Delegate= of user@.service)"
-		if c != "" && !slices.Contains(there, c) && !slices.Contains(missing, text) {
-			missing = append(missing, text)
+		if n, known := of[p.Name]; known && !slices.Contains(there, n.controller) {
+			missing = append(missing, n.what+" (no "+n.controller+" controller; systemd: Delegate= of user@.service)")
 		}
 	}
 	return missing

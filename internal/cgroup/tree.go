@@ -208,7 +208,7 @@ func (l Limits) settings() []setting {
 		s = append(s, setting{"io.weight", fmt.Sprintf("default %d", l.IOWeight), "I/O weight", false})
 	}
 	if l.IORate > 0 {
-		s = append(s, setting{"io.max", fmt.Sprintf("%s rbps=%d wbps=%d", l.Device.Number, l.IORate, l.IORate), "I/O rate", false})
+		s = append(s, setting{"io.max", fmt.Sprintf("%s rbps=%d wbps=%d", l.Device.Number, l.IORate, l.IORate), LimitIORate, false})
 	}
 	return s
 }

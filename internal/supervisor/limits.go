@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -151,7 +152,8 @@ func (in *instance) recordGroup() error {
 		return err
 	}
 	missing := in.group.Missing()
-	if l.IORate != 0 && len(missing) > 0 {
+	noRate := slices.ContainsFunc(missing, func(m string) bool { return strings.HasPrefix(m, cgroup.LimitIORate) })
+	if l.IORate != 0 && noRate {
 		return fmt.Errorf("%w: %s", errNoIOMax, strings.Join(missing, ", "))
 	}
 	if l.Memory == 0 {
