@@ -126,20 +126,32 @@ func start(t testing.TB, args ...string) *vmProcess {
 	return p
 }
 
-// waitOutput waits until stdout has the text.
-func (p *vmProcess) waitOutput(t testing.TB, text string) {
+// eventually waits for something of a VM that is to go on meanwhile.
+func (p *vmProcess) eventually(t testing.TB, what string, is func() bool) {
 	t.Helper()
-	eventually(t, fmt.Sprintf("%q on stdout", text), func() bool {
+	deadline := time.Now().Add(runTimeout)
+	for {
+		var ended bool
 		select {
 		case err := <-p.done:
 			p.done <- err
-			if !strings.Contains(p.out.String(), text) {
-				t.Fatalf("fcvm ended (%v) without %q on stdout: %q; stderr:\n%s", err, text, p.out.String(), p.errs.String())
-			}
+			ended = true
 		default:
 		}
-		return strings.Contains(p.out.String(), text)
-	})
+		if is() {
+			return
+		}
+		if late := time.Now().After(deadline); ended || late {
+			t.Fatalf("no %s (ended: %t, not within %s: %t); stdout: %.2000q; stderr:\n%s", what, ended, runTimeout, late, p.out.String(), p.errs.String())
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// waitOutput waits until stdout has the text.
+func (p *vmProcess) waitOutput(t testing.TB, text string) {
+	t.Helper()
+	p.eventually(t, fmt.Sprintf("%q on stdout", text), func() bool { return strings.Contains(p.out.String(), text) })
 }
 
 // wait waits for the end and returns the exit code.

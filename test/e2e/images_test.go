@@ -63,8 +63,8 @@ func TestPython(t *testing.T) {
 
 func TestNginx(t *testing.T) {
 	p := start(t, runArgs(t, []string{"--name", "web", "-p", "127.0.0.1:0:80"}, "nginx")...)
-	addr := publishedAddress(t, "web")
-	eventually(t, "answer of nginx", func() bool {
+	addr := publishedAddress(t, p, "web")
+	p.eventually(t, "answer of nginx", func() bool {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/", nil)
@@ -89,7 +89,7 @@ func TestNginx(t *testing.T) {
 
 func TestRedis(t *testing.T) {
 	p := start(t, runArgs(t, []string{"--name", "cache", "-p", "127.0.0.1:0:6379"}, "redis")...)
-	addr := publishedAddress(t, "cache")
+	addr := publishedAddress(t, p, "cache")
 	p.waitOutput(t, "Ready to accept connections")
 	conn, err := net.DialTimeout("tcp", addr, time.Minute)
 	if err != nil {
@@ -115,10 +115,10 @@ func TestRedis(t *testing.T) {
 }
 
 // publishedAddress waits until a VM has its one port, and returns it.
-func publishedAddress(t *testing.T, name string) string {
+func publishedAddress(t *testing.T, p *vmProcess, name string) string {
 	t.Helper()
 	var addr string
-	eventually(t, "published port of "+name, func() bool {
+	p.eventually(t, "published port of "+name, func() bool {
 		var records []struct {
 			Resolved struct {
 				Ports []string `json:"ports"`

@@ -75,8 +75,8 @@ httpd -f -p 8080 -h /tmp/www & echo up; wait`, port)
 					t.Errorf("no %q in the container's output:\n%s", want, out)
 				}
 			}
-			first := publishedAddress(t, name)
-			eventually(t, "page", func() bool { return get(t.Context(), "http://"+first+"/") == "page\n" })
+			first := publishedAddress(t, p, name)
+			p.eventually(t, "page", func() bool { return get(t.Context(), "http://"+first+"/") == "page\n" })
 			if got := get(t.Context(), "http://"+first+"/big"); got != strings.Repeat("x", 8<<20) {
 				t.Errorf("%d bytes came, not the 8 MiB: %.100q", len(got), got)
 			}
