@@ -20,7 +20,7 @@ var labModules = []string{
 	"irqbypass", "kvm", "kvm_amd",
 	"af_packet", "tun", "fuse", "loop", "bridge", "veth",
 	"nf_tables", "nf_conntrack", "nf_nat", "nft_chain_nat", "nft_masq", "nft_ct",
-	"nft_reject_inet", "nft_fib_inet", "nft_redir", "br_netfilter",
+	"nft_nat", "nft_reject_inet", "nft_fib_inet", "nft_redir", "br_netfilter",
 }
 
 const (

@@ -18,6 +18,7 @@ import (
 
 	"github.com/fcvm/fcvm/internal/network"
 	"github.com/fcvm/fcvm/internal/network/netns"
+	"github.com/fcvm/fcvm/internal/vmm"
 	"github.com/fcvm/fcvm/internal/vmm/launch"
 )
 
@@ -37,9 +38,11 @@ type process struct {
 	log  *os.File
 }
 
-// start starts the program for the namespace of a process, and returns when
-// the guest has a network.
-func start(ctx context.Context, program string, pid int, dir string) (_ *process, err error) {
+// start starts the program for the namespace of the VMM, process pid, whose
+// directory and control group it shares, and returns when the guest has a
+// network.
+func start(ctx context.Context, program string, pid int, beside vmm.Command) (_ *process, err error) {
+	dir := beside.Dir
 	p := &process{}
 	defer func() {
 		if err != nil {
@@ -76,7 +79,7 @@ func start(ctx context.Context, program string, pid int, dir string) (_ *process
 	}
 	cmd.Args = append(cmd.Args, ns+"net", netns.UplinkName)
 	cmd.Dir, cmd.ExtraFiles, cmd.Stdout, cmd.Stderr = dir, []*os.File{exitRead, readyWrite}, p.log, p.log
-	p.Process, err = launch.Start(cmd, &syscall.SysProcAttr{Setsid: true})
+	p.Process, err = launch.Start(cmd, launch.Attr(beside))
 	_ = readyWrite.Close()
 	if err != nil {
 		return nil, err

@@ -128,7 +128,7 @@ func (a *attachment) Launch(ctx context.Context, c vmm.Command) (vmm.Process, er
 	if err != nil {
 		return nil, err
 	}
-	if err := a.connect(ctx, p.PID(), c.Dir); err != nil {
+	if err := a.connect(ctx, p.PID(), c); err != nil {
 		_ = p.Signal(os.Kill)
 		p.Wait()
 		return nil, fmt.Errorf("connect the VMM to its network: %w", err)
@@ -136,13 +136,13 @@ func (a *attachment) Launch(ctx context.Context, c vmm.Command) (vmm.Process, er
 	return p, nil
 }
 
-func (a *attachment) connect(ctx context.Context, pid int, dir string) error {
+func (a *attachment) connect(ctx context.Context, pid int, c vmm.Command) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.closed || a.slirp != nil {
 		return net.ErrClosed
 	}
-	s, err := start(ctx, a.program, pid, dir)
+	s, err := start(ctx, a.program, pid, c)
 	if err != nil {
 		return err
 	}
