@@ -225,13 +225,12 @@ func TestEnsureBadRegistry(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			r := startRegistry(t)
 			ref := r.push(t, "app:v1", img)
-			tries := 0
+			var tries atomic.Int32
 			r.intercept = func(w http.ResponseWriter, req *http.Request) bool {
 				if !strings.HasSuffix(req.URL.Path, blobPath) {
 					return false
 				}
-				tries++
-				return tt.serve(w, tries)
+				return tt.serve(w, int(tries.Add(1)))
 			}
 			s := openStore(t)
 			_, err := s.Ensure(context.Background(), ref, EnsureOptions{})
