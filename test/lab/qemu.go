@@ -11,8 +11,10 @@ import (
 	"strconv"
 )
 
-// minQEMU is the oldest QEMU that emulates AMD's nested paging well enough:
-// 7.2 hangs, and with 10.0.2 a guest in three is reset in mid-run.
+// minQEMU is the oldest QEMU that the lab is tried with: 7.2 hangs. None is
+// perfect: a guest in three or four is reset in mid-run, as if it had met a
+// triple fault, with 10.0.2 and with 10.0.13, and 11.1.3 was seen to give the
+// lab's own kernel a page fault for what is mapped.
 var minQEMU = version{10, 0, 13}
 
 // version is major, minor and micro.
