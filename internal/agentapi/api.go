@@ -14,6 +14,7 @@
 //	GET  /v1/processes         Processes of the container; ?guest=1: of the guest
 //	POST /v1/copy/in           CopyRequest as query; a tar stream into the container; CopyResponse
 //	GET  /v1/copy/out          CopyRequest as query; a tar stream out of it
+//	POST /v1/restore           RestoreRequest, after a snapshot was loaded; RestoreResponse
 //	POST /v1/shutdown          sync the disks and power off
 //
 // Errors come as Error with a status of 400 or more. The guest is hostile:
@@ -42,6 +43,7 @@ const (
 	PathProcs    = "/v1/processes"
 	PathCopyIn   = "/v1/copy/in"
 	PathCopyOut  = "/v1/copy/out"
+	PathRestore  = "/v1/restore"
 	PathShutdown = "/v1/shutdown"
 )
 

@@ -7,7 +7,9 @@
 // Dial reaches the agent in it, Pause and Resume stop and go on with its
 // virtual CPUs; Kill ends it. A VMM that ends by itself (guest power-off,
 // kernel panic, a signal from outside) closes Done. Close releases what the
-// Machine holds on the host and is always called, once.
+// Machine holds on the host and is always called, once. A Machine that is a
+// Snapshotter can be saved while it is paused, and a Driver that is a Restorer
+// starts any number of Machines from what was saved.
 package vmm
 
 import (
@@ -100,6 +102,8 @@ type Capabilities struct {
 	SockNetwork bool // takes Net.Socket
 	AgentVsock  bool // agent channel is vsock; else virtio-serial
 	BootTimeout time.Duration
+	// PageServer: RestoreFrom.PageServer works (userfaultfd).
+	PageServer bool
 	// MemoryOverheadMiB is what the VMM's process may need beside the guest's
 	// memory, with room to spare, MiB.
 	MemoryOverheadMiB int
