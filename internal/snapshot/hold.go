@@ -1,0 +1,174 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Snapshot is one that is held: it stays, with all its files, until Release.
+type Snapshot struct {
+	Manifest Manifest
+	Dir      string
+
+	store *Store
+	lock  *os.File
+}
+
+// Path is that of one of its files.
+func (s *Snapshot) Path(name string) string { return filepath.Join(s.Dir, name) }
+
+// Memory and State are the two files of the VMM.
+func (s *Snapshot) Memory() string { return s.Path(MemoryName) }
+
+// State is the file of the VMM's own.
+func (s *Snapshot) State() string { return s.Path(StateName) }
+
+// Release lets it go. One that has no name goes with its last user.
+func (s *Snapshot) Release() {
+	if s.lock == nil {
+		return
+	}
+	_ = s.lock.Close()
+	s.lock = nil
+	if s.Manifest.Name == "" && !s.Manifest.Automatic() {
+		_ = s.store.Remove(s.Manifest.ID) // while others use it, it stays
+	}
+}
+
+// Hold takes a snapshot into use. The error wraps ErrNotFound when it has been
+// removed.
+func (s *Store) Hold(id string) (*Snapshot, error) {
+	l, err := lockDir(s.path(id), shared)
+	if err == nil && l == nil {
+		err = fs.ErrNotExist // who has it for himself is removing it
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %s", ErrNotFound, id)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("use snapshot %s: %w", id, err)
+	}
+	m, err := readManifest(filepath.Join(s.path(id), manifestName), id)
+	if err != nil {
+		_ = l.Close()
+		return nil, fmt.Errorf("use snapshot %s: %w", id, err)
+	}
+	return &Snapshot{Manifest: m, Dir: s.path(id), store: s, lock: l}, nil
+}
+
+// Verify says whether the files are what they were when the snapshot was
+// taken. A file whose stamp is right has not been written since; of the others,
+// and of all if thorough, the contents are read. The error wraps ErrCorrupt.
+func (s *Snapshot) Verify(ctx context.Context, thorough bool) error {
+	restamped := false
+	for i := range s.Manifest.Files {
+		f := &s.Manifest.Files[i]
+		stamp, size, err := stampOf(s.Path(f.Name))
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return fmt.Errorf("%w: %s: its %s is missing", ErrCorrupt, s.Manifest.Title(), f.Name)
+		case err != nil:
+			return fmt.Errorf("check snapshot %s: %w", s.Manifest.Title(), err)
+		case size != f.Size:
+			return fmt.Errorf("%w: %s: its %s has %d bytes, not %d", ErrCorrupt, s.Manifest.Title(), f.Name, size, f.Size)
+		case stamp.equal(f.Stamp) && !thorough:
+			continue
+		}
+		digest, err := Digest(ctx, s.Path(f.Name))
+		if err != nil {
+			return fmt.Errorf("check snapshot %s: %w", s.Manifest.Title(), err)
+		}
+		if digest != f.Digest {
+			return fmt.Errorf("%w: %s: the checksum of its %s is wrong", ErrCorrupt, s.Manifest.Title(), f.Name)
+		}
+		if !stamp.equal(f.Stamp) {
+			f.Stamp, restamped = stamp, true
+		}
+	}
+	if restamped {
+		// It was copied or touched, and is well. Else it would be read again
+		// each time; a directory that cannot be written to costs only that.
+		_ = s.store.withLock(func() error { return s.Manifest.write(s.Dir) })
+	}
+	return nil
+}
+
+func (s Stamp) equal(o Stamp) bool { return s.Inode == o.Inode && s.MTime.Equal(o.MTime) }
+
+func stampOf(path string) (Stamp, int64, error) {
+	st, err := os.Lstat(path)
+	if err != nil {
+		return Stamp{}, 0, err
+	}
+	sys, ok := st.Sys().(*syscall.Stat_t)
+	if !ok || !st.Mode().IsRegular() {
+		return Stamp{}, 0, fmt.Errorf("%s is no regular file", path)
+	}
+	return Stamp{Inode: sys.Ino, MTime: st.ModTime().UTC().Truncate(time.Nanosecond)}, st.Size(), nil
+}
+
+// Ways to lock a snapshot's directory: flock(2).
+const (
+	shared    = unix.LOCK_SH
+	exclusive = unix.LOCK_EX
+)
+
+// lockDir locks a snapshot or draft until the file that it returns is closed;
+// nil: others have it.
+func lockDir(dir string, how int) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	err = unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		_ = f.Close()
+		return nil, nil
+	}
+	if err == nil {
+		err = sameFile(f, filepath.Join(dir, lockName))
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// sameFile is fs.ErrNotExist when the file has lost its name since it was
+// opened.
+func sameFile(f *os.File, path string) error {
+	mine, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	now, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if !os.SameFile(mine, now) {
+		return fs.ErrNotExist
+	}
+	return nil
+}
+
+// inUse reports whether somebody holds the snapshot.
+func (s *Store) inUse(id string) bool {
+	l, err := lockDir(s.path(id), exclusive)
+	if err != nil {
+		return false
+	}
+	if l == nil {
+		return true
+	}
+	_ = l.Close()
+	return false
+}
