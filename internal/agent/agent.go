@@ -76,7 +76,6 @@ type agent struct {
 
 	state     *state
 	container *container
-	restorer  *restorer
 }
 
 func newAgent(p params, s *spawner) *agent {
@@ -85,7 +84,6 @@ func newAgent(p params, s *spawner) *agent {
 		log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	}
 	a.container = newContainer(a)
-	a.restorer = &restorer{agent: a, root: "/", setClock: setClock, reseed: reseed}
 	return a
 }
 
@@ -101,14 +99,17 @@ func (a *agent) prepare() {
 }
 
 func (a *agent) prepareGuest() error {
-	a.state.up()
 	if a.params.plan == planMMDS {
-		if err := a.fetchPlan(context.Background()); err != nil {
+		plan, err := fetchPlan(context.Background())
+		if err != nil {
+			return err
+		}
+		if err := a.state.setPlan(plan); err != nil {
 			return err
 		}
 	}
 	plan := a.state.waitPlan()
-	if err := followClock(plan.Time); err != nil {
+	if err := setClock(plan.Time); err != nil {
 		a.log.Warn("set the clock", "error", err)
 	}
 	if err := configure(plan); err != nil {
