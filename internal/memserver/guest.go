@@ -1,0 +1,302 @@
+package memserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/fcvm/fcvm/internal/uffd"
+)
+
+const (
+	pushChunk = 64 << 10 // bytes that are pushed between two looks for faults
+	sampleOf  = 64       // one in so many pages of a working set is held back
+	maxDrain  = 64       // reads until the faults that they brought are served
+	// memoryWait is how long the host may be out of memory before a VM whose page
+	// cannot be had is ended.
+	memoryWait = time.Second
+)
+
+// guest is one VM and what it has of its memory. All but the counters belongs
+// to the goroutine that runs serve.
+type guest struct {
+	fd     *uffd.FD
+	layout layout
+	mem    *memory
+	around int       // pages that come with a fault, a power of two
+	rec    *recorder // nil: not recording
+	push   bitmap    // pages to deliver ahead; nil: none, or not any more
+	pushAt int       // where in it to go on
+	seed   uint64    // chooses the sample
+
+	present bitmap // delivered, and not removed since
+	removed bitmap // zeros from now on, whatever the file has
+	held    bitmap // the sample that is held back, as long as nobody asks
+	faults  []fault
+	events  [32]uffd.Event
+	buf     []byte
+	zeros   []byte // of one page
+	short   time.Time
+	pushing time.Time
+
+	mu    sync.Mutex // guards what follows
+	stats VMStats
+	took  histogram
+}
+
+type fault struct {
+	page int
+	r    region
+	at   time.Time
+}
+
+// newGuest prepares to serve a VM. set, in pages of the system's size, may be
+// nil.
+func newGuest(fd *uffd.FD, l layout, mem *memory, around int, set bitmap) *guest {
+	pages := int(mem.size / int64(l.page))
+	g := &guest{
+		fd: fd, layout: l, mem: mem, around: max(1, around/int(l.page)),
+		seed:    rand.Uint64(), //nolint:gosec // which pages are a sample is no secret
+		present: newBitmap(pages), removed: newBitmap(pages), held: newBitmap(pages),
+		buf: make([]byte, max(around, pushChunk, int(l.page))), zeros: make([]byte, l.page),
+	}
+	if set != nil {
+		g.push = set.coarse(g.scale(), pages)
+	}
+	g.stats = VMStats{Connected: time.Now(), PageSize: int(l.page)}
+	return g
+}
+
+// scale is how many of the system's pages one of the VM's has.
+func (g *guest) scale() int { return int(int64(g.layout.page) / g.mem.page) }
+
+// serve answers faults until ctx ends, with its cause, or the VM is gone (nil),
+// or a page cannot be had.
+func (g *guest) serve(ctx context.Context) error {
+	wait := time.Duration(0)
+	for {
+		if err := g.collect(ctx); err != nil {
+			return err
+		}
+		err := g.step()
+		switch {
+		case err == nil:
+			g.short, wait = time.Time{}, 0
+		case errors.Is(err, uffd.ErrChanging):
+			// An event is unread; or its sender, which is in the kernel, has not
+			// gone on yet.
+			wait = min(wait+20*time.Microsecond, time.Millisecond)
+		case errors.Is(err, syscall.ENOMEM):
+			if g.short.IsZero() {
+				g.short = time.Now()
+			}
+			if time.Since(g.short) > memoryWait {
+				return fmt.Errorf("the host has no memory for a page: %w", err)
+			}
+			wait = 10 * time.Millisecond
+		case errors.Is(err, uffd.ErrGone):
+			return nil
+		default:
+			return err
+		}
+		if wait > 0 {
+			time.Sleep(wait)
+		}
+	}
+}
+
+// collect reads what the kernel has to say. It waits when there is nothing
+// else to do. All events that are there are read before any fault is served: a
+// fault may come before the event that its page has been removed.
+func (g *guest) collect(ctx context.Context) error {
+	for i := range maxDrain {
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
+		}
+		var n int
+		var err error
+		if i == 0 && len(g.faults) == 0 && g.push == nil {
+			n, err = g.fd.Read(ctx, g.events[:])
+		} else {
+			n, err = g.fd.TryRead(g.events[:])
+		}
+		if err != nil || n == 0 {
+			return err
+		}
+		now := time.Now()
+		for _, e := range g.events[:n] {
+			if err := g.note(e, now); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (g *guest) note(e uffd.Event, now time.Time) error {
+	switch e.Kind {
+	case uffd.Fault:
+		page, r, ok := g.layout.at(e.Start)
+		if !ok {
+			return fmt.Errorf("%w: a fault at %#x, outside of the memory that the VMM has announced", errHandshake, e.Start)
+		}
+		// It may have been emptied since it was delivered.
+		g.present.clear(page)
+		if !slices.ContainsFunc(g.faults, func(f fault) bool { return f.page == page }) {
+			g.faults = append(g.faults, fault{page, r, now})
+		}
+	case uffd.Remove, uffd.Unmap:
+		g.remove(e.Start, e.End)
+	default:
+		return fmt.Errorf("%w: the VMM's memory has had a %s, which cannot be followed", errHandshake, e.Kind)
+	}
+	return nil
+}
+
+// remove notes that the VM has given pages back: they are zeros from now on.
+func (g *guest) remove(start, end uint64) {
+	n := 0
+	for _, r := range g.layout.regions {
+		from, to := max(start, r.addr), min(end, r.end())
+		for ; from < to; from += g.layout.page {
+			page := int((r.offset + from - r.addr) / g.layout.page)
+			g.removed.set(page)
+			g.present.clear(page)
+			n++
+		}
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.stats.Removed += uint64(n)
+}
+
+// step serves the faults that were read and, when there are none left, pushes
+// a chunk.
+func (g *guest) step() error {
+	for len(g.faults) > 0 {
+		f := g.faults[0]
+		if err := g.demand(f); err != nil {
+			return fmt.Errorf("serve a fault at %#x: %w", g.layout.address(f.r, f.page), err)
+		}
+		g.faults = append(g.faults[:0], g.faults[1:]...)
+		took := time.Since(f.at)
+		g.mu.Lock()
+		g.stats.Faults++
+		g.took.add(took)
+		g.mu.Unlock()
+	}
+	if g.push == nil {
+		return nil
+	}
+	err := g.pushSome()
+	if err != nil && !errors.Is(err, uffd.ErrChanging) && !errors.Is(err, uffd.ErrGone) {
+		g.push = nil // it was a hint; who needs the page will hear of it
+		return nil
+	}
+	return err
+}
+
+// demand delivers a page that the VM waits for, and its neighbours.
+func (g *guest) demand(f fault) error {
+	if g.rec != nil && !g.removed.has(f.page) && !g.rec.add(f.page*g.scale(), g.scale()) {
+		g.rec = nil
+	}
+	if g.present.has(f.page) { // it came with a neighbour since
+		return nil
+	}
+	if g.held.has(f.page) {
+		g.held.clear(f.page)
+		g.mu.Lock()
+		g.stats.HeldUsed++
+		g.mu.Unlock()
+	}
+	first, end := f.page, f.page+1
+	if g.rec == nil { // while recording, each page has to be asked for
+		low, high := g.layout.span(f.r)
+		first = max(low, f.page&^(g.around-1))
+		end = min(high, f.page&^(g.around-1)+g.around)
+	}
+	n, err := g.fill(f.r, first, end)
+	if n > 0 {
+		g.mu.Lock()
+		g.stats.Around += uint64(n - 1)
+		g.mu.Unlock()
+	}
+	if err == nil && !g.present.has(f.page) { // unmapped since: it faults again, and fails by itself
+		err = g.fd.Wake(g.layout.address(f.r, f.page), g.layout.page)
+	}
+	return err
+}
+
+// pushSome delivers the next chunk of the working set.
+func (g *guest) pushSome() error {
+	if g.pushing.IsZero() {
+		g.pushing = time.Now()
+	}
+	for budget := max(1, pushChunk/int(g.layout.page)); budget > 0; {
+		p := g.push.next(g.pushAt)
+		if p < 0 {
+			g.push = nil
+			g.mu.Lock()
+			g.stats.PushMicros = max(1, time.Since(g.pushing).Microseconds())
+			g.mu.Unlock()
+			return nil
+		}
+		r, ok := g.layout.of(p)
+		if !ok || g.done(p) || g.sample(p) {
+			g.pushAt = p + 1
+			continue
+		}
+		_, high := g.layout.span(r)
+		end := p + 1
+		for end < high && end-p < budget && g.push.has(end) && !g.done(end) && !g.sampled(end) {
+			end++
+		}
+		n, err := g.fill(r, p, end)
+		g.mu.Lock()
+		g.stats.Pushed += uint64(n)
+		g.mu.Unlock()
+		if err != nil {
+			return err
+		}
+		g.pushAt = end
+		budget -= end - p
+	}
+	return nil
+}
+
+// done reports whether nothing is to be pushed for a page.
+func (g *guest) done(page int) bool { return g.present.has(page) || g.removed.has(page) }
+
+// sampled reports whether a page is of the sample.
+func (g *guest) sampled(page int) bool {
+	h := (uint64(page) + g.seed) * 0x9E3779B97F4A7C15 // Fibonacci hashing; the high bits are the good ones
+	return h>>58 == 0                                 // one in sampleOf
+}
+
+// sample holds a page back if it is of the sample.
+func (g *guest) sample(page int) bool {
+	if !g.sampled(page) {
+		return false
+	}
+	g.held.set(page)
+	g.mu.Lock()
+	g.stats.Held++
+	g.mu.Unlock()
+	return true
+}
+
+// snapshot is what was done so far.
+func (g *guest) snapshot() VMStats {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	s := g.stats
+	s.P50Micros, s.P99Micros, s.MaxMicros = micros(g.took.quantile(0.5)), micros(g.took.quantile(0.99)), micros(g.took.max)
+	s.estimate()
+	return s
+}

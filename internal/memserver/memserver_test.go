@@ -1,0 +1,324 @@
+package memserver
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/fcvm/fcvm/internal/uffd"
+)
+
+const soon = 30 * time.Second // for what takes milliseconds on an idle machine
+
+// makeMemory writes a memory file: of three pages one is a hole, of seven one
+// is zeros that are no hole, all others are different.
+func makeMemory(t testing.TB, path string, pages int) {
+	t.Helper()
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	b := make([]byte, pageSize)
+	for p := range pages {
+		if p%3 == 0 {
+			continue
+		}
+		clear(b)
+		for i := 0; p%7 != 0 && i < len(b); i += 8 {
+			binary.LittleEndian.PutUint64(b[i:], uint64(p)<<20|uint64(i))
+		}
+		if _, err := f.WriteAt(b, int64(p*pageSize)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.Truncate(int64(pages * pageSize)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// service is a server that a test has started.
+type service struct {
+	*Server
+	t      testing.TB
+	o      Options
+	stop   context.CancelFunc
+	ended  chan struct{}
+	err    error
+	mu     sync.Mutex
+	logged bytes.Buffer
+}
+
+func options(t testing.TB, pages int) Options {
+	t.Helper()
+	if fd, err := uffd.Open(0); err != nil {
+		t.Skipf("no userfaultfd here: %v", err)
+	} else {
+		_ = fd.Close()
+	}
+	dir := t.TempDir()
+	o := Options{
+		Snapshot: "snap", Socket: filepath.Join(dir, "s"), Memory: filepath.Join(dir, "memory"),
+		WorkingSet: filepath.Join(dir, "set"), Prefetch: true,
+	}
+	makeMemory(t, o.Memory, pages)
+	return o
+}
+
+func serve(t testing.TB, o Options) *service {
+	t.Helper()
+	s := &service{t: t, o: o, ended: make(chan struct{})}
+	o.Log = func(line string) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		fmt.Fprintln(&s.logged, line)
+	}
+	var err error
+	if s.Server, err = Open(o); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	s.stop = stop
+	go func() {
+		defer close(s.ended)
+		s.err = s.Serve(ctx)
+	}()
+	t.Cleanup(func() {
+		stop()
+		s.wait()
+		if t.Failed() {
+			t.Logf("the server's log:\n%s", s.log())
+		}
+	})
+	return s
+}
+
+func (s *service) log() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.logged.String()
+}
+
+// wait returns when the server has ended.
+func (s *service) wait() {
+	s.t.Helper()
+	select {
+	case <-s.ended:
+	case <-time.After(soon):
+		s.t.Fatal("the server does not end")
+	}
+	if s.err != nil {
+		s.t.Error(s.err)
+	}
+	if _, err := os.Lstat(s.o.Socket); err == nil {
+		s.t.Error("its socket is left")
+	}
+}
+
+// until waits for something to be true.
+func until(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(soon); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
+
+func (s *service) settings() vmmSettings { return vmmSettings{Socket: s.o.Socket, Memory: s.o.Memory} }
+
+func (s *service) link(vm string) *Link {
+	s.t.Helper()
+	l, err := OpenLink(s.t.Context(), s.o.Socket, vm)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { _ = l.Close() })
+	return l
+}
+
+// endOf waits for a link's end, and returns why, and how long it took.
+func endOf(t *testing.T, l *Link) (time.Duration, error) {
+	t.Helper()
+	start := time.Now()
+	select {
+	case <-l.Done():
+	case <-time.After(soon):
+		t.Fatal("the link does not end")
+	}
+	return time.Since(start), l.Err()
+}
+
+func TestEveryPageInAnyOrder(t *testing.T) {
+	const pages = 2000
+	for name, set := range map[string]func(*Options){
+		"recording":           func(*Options) {},
+		"without prefetch":    func(o *Options) { o.Prefetch = false },
+		"single pages":        func(o *Options) { o.Prefetch, o.FaultAround = false, pageSize },
+		"a megabyte at once":  func(o *Options) { o.Prefetch, o.FaultAround = false, MaxFaultAround },
+		"everything is ahead": func(o *Options) { keepSet(t, *o, pages, func(int) bool { return true }) },
+		"some is ahead":       func(o *Options) { keepSet(t, *o, pages, func(p int) bool { return p%5 == 1 }) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := options(t, pages)
+			set(&o)
+			s := serve(t, o)
+			var vms []*vmm
+			for range 3 {
+				v := startVMM(t, s.settings())
+				v.start(order{Op: "touch", Pages: shuffled(pagesFrom(0, pages)), Threads: 3})
+				vms = append(vms, v)
+			}
+			for _, v := range vms {
+				if _, err := v.end(); err != nil {
+					t.Error(err)
+				}
+			}
+			for _, v := range s.Stats().VMs {
+				if v.Faults == 0 || v.Faults+v.Around+v.Pushed < pages || v.Zero < pages/3 || v.P50Micros <= 0 || v.P99Micros < v.P50Micros {
+					t.Errorf("%+v", v)
+				}
+			}
+			for _, v := range vms {
+				v.quit()
+			}
+			s.wait() // the last one has left
+			if st := s.Stats(); len(st.VMs) != 0 || len(st.Ended) != 3 || st.Ended[0].Reason != "" {
+				t.Errorf("%+v", st)
+			}
+		})
+	}
+}
+
+// keepSet stores a working set, as one that was recorded before.
+func keepSet(t *testing.T, o Options, pages int, has func(int) bool) {
+	t.Helper()
+	set := newBitmap(pages)
+	for p := range pages {
+		if has(p) {
+			set.set(p)
+		}
+	}
+	if err := saveSet(o.WorkingSet, set, int64(pageSize), int64(pages*pageSize)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What a VM has given back is zeros, whatever is pushed or asked for meanwhile.
+func TestRemovedPagesAreZeros(t *testing.T) {
+	const pages = 1000
+	o := options(t, pages)
+	keepSet(t, o, pages, func(int) bool { return true })
+	s := serve(t, o)
+	v := startVMM(t, s.settings())
+	v.do(order{Op: "churn", Micros: int(300 * time.Millisecond / time.Microsecond)})
+	v.do(order{Op: "drop", Pages: pagesFrom(10, 50)})
+	v.do(order{Op: "touch", Pages: shuffled(pagesFrom(0, pages)), Threads: 4})
+	st := s.Stats().VMs[0]
+	if st.Removed < 50 {
+		t.Errorf("%+v", st)
+	}
+}
+
+func TestWorkingSetIsRecordedAndPushed(t *testing.T) {
+	const pages = 4000
+	o := options(t, pages)
+	o.Keep = true
+	s := serve(t, o)
+	start := shuffled(append(pagesFrom(100, 300), pagesFrom(3000, 200)...))
+
+	l := s.link("first")
+	v := startVMM(t, s.settings())
+	if err := l.Attach(v.pid()); err != nil {
+		t.Fatal(err)
+	}
+	v.do(order{Op: "touch", Pages: start})
+	if st := s.Stats(); !st.Recording || st.WorkingSet != 0 || st.VMs[0].Faults != 500 || st.VMs[0].Around != 0 || st.VMs[0].VM != "first" {
+		t.Errorf("while it starts: %+v", st)
+	}
+	if err := l.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the recording ends", func() bool { return !s.Stats().Recording })
+	v.do(order{Op: "touch", Pages: shuffled(pagesFrom(1000, 300))})
+	if st := s.Stats(); st.WorkingSet != 500 || st.VMs[0].Around == 0 {
+		t.Errorf("when it is ready: %+v", st)
+	}
+	v.quit()
+
+	// The next one finds it there; also on a new server.
+	again := func(s *service) {
+		t.Helper()
+		v := startVMM(t, s.settings())
+		until(t, "all is pushed", func() bool { st := s.Stats().VMs; return len(st) == 1 && st[0].PushMicros > 0 })
+		v.do(order{Op: "touch", Pages: start})
+		st := s.Stats().VMs[0]
+		if st.Pushed+st.Held != 500 || st.Faults != st.Held || st.HeldUsed != st.Held || st.Held > 50 {
+			t.Errorf("%+v", st)
+		}
+		if st.Held > 0 && *st.PushedUsed != st.Pushed {
+			t.Errorf("all of %d pages were used, estimated are %d", st.Pushed, *st.PushedUsed)
+		}
+		v.quit()
+	}
+	again(s)
+	s.stop()
+	s.wait()
+	again(serve(t, o))
+}
+
+// A VM that ends before it is ready leaves no working set; the next one makes
+// it.
+func TestRecordingOfAVMThatEndsIsDropped(t *testing.T) {
+	o := options(t, 100)
+	o.Keep = true
+	s := serve(t, o)
+	for _, ready := range []bool{false, true} {
+		l := s.link("vm")
+		v := startVMM(t, s.settings())
+		v.do(order{Op: "touch", Pages: pagesFrom(0, 10)})
+		if err := l.Attach(v.pid()); err != nil {
+			t.Fatal(err)
+		}
+		if ready {
+			if err := l.Ready(); err != nil {
+				t.Fatal(err)
+			}
+			until(t, "there is a set", func() bool { return s.Stats().WorkingSet == 10 })
+		}
+		v.kill()
+		until(t, "it has left", func() bool { st := s.Stats(); return len(st.VMs) == 0 && !st.Recording })
+		if _, err := os.Stat(o.WorkingSet); (err == nil) != ready {
+			t.Errorf("ready %t: %v", ready, err)
+		}
+	}
+}
+
+func TestBrokenWorkingSetIsRecordedAgain(t *testing.T) {
+	o := options(t, 100)
+	if err := os.WriteFile(o.WorkingSet, []byte("nonsense"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := serve(t, o)
+	if !strings.Contains(s.log(), "recorded again") {
+		t.Errorf("log: %s", s.log())
+	}
+	l := s.link("vm")
+	v := startVMM(t, s.settings())
+	v.do(order{Op: "touch", Pages: pagesFrom(50, 3)})
+	if err := errors.Join(l.Attach(v.pid()), l.Ready()); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "it is there", func() bool {
+		set, err := loadSet(o.WorkingSet, int64(pageSize), int64(100*pageSize))
+		return err == nil && set.count() == 3 && set.has(52)
+	})
+}
