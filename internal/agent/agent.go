@@ -76,6 +76,7 @@ type agent struct {
 
 	state     *state
 	container *container
+	restorer  *restorer
 }
 
 func newAgent(p params, s *spawner) *agent {
@@ -84,6 +85,7 @@ func newAgent(p params, s *spawner) *agent {
 		log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	}
 	a.container = newContainer(a)
+	a.restorer = &restorer{agent: a, root: "/", setClock: setClock, reseed: reseed}
 	return a
 }
 
@@ -99,17 +101,14 @@ func (a *agent) prepare() {
 }
 
 func (a *agent) prepareGuest() error {
+	a.state.up()
 	if a.params.plan == planMMDS {
-		plan, err := fetchPlan(context.Background())
-		if err != nil {
-			return err
-		}
-		if err := a.state.setPlan(plan); err != nil {
+		if err := a.fetchPlan(context.Background()); err != nil {
 			return err
 		}
 	}
 	plan := a.state.waitPlan()
-	if err := setClock(plan.Time); err != nil {
+	if err := followClock(plan.Time); err != nil {
 		a.log.Warn("set the clock", "error", err)
 	}
 	if err := configure(plan); err != nil {

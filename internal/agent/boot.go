@@ -58,7 +58,7 @@ func (a *agent) bootHere() error {
 	if a.extra, err = readModules(extraList); err != nil {
 		return err
 	}
-	if err := a.loadBalloon(); err != nil {
+	if err := a.loadAlways(); err != nil {
 		return err
 	}
 	if err := switchRoot(); err != nil {

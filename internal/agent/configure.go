@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -15,23 +14,13 @@ import (
 	"github.com/fcvm/fcvm/internal/agentapi"
 )
 
-// clockSlack is how far the guest's clock may be off before it is stepped.
-const clockSlack = time.Second
-
-// setClock steps the wall clock to the host's time as it was when the plan
-// was made; the way here takes less than clockSlack.
-func setClock(t time.Time) error {
-	if t.IsZero() || time.Since(t).Abs() < clockSlack {
-		return nil
-	}
-	tv := unix.NsecToTimeval(t.UnixNano())
-	return unix.Settimeofday(&tv)
-}
-
 // configure makes the guest what the plan says: its name and its network.
 func configure(plan *agentapi.Plan) error {
 	if err := unix.Sethostname([]byte(plan.Hostname)); err != nil {
 		return fmt.Errorf("set hostname %q: %w", plan.Hostname, err)
+	}
+	if err := ownMachineID("/etc/machine-id"); err != nil {
+		return fmt.Errorf("make a machine id: %w", err)
 	}
 	if err := linkUp("lo"); err != nil {
 		return err

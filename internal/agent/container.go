@@ -40,6 +40,8 @@ type engine struct {
 	firstPID func() int
 	// id returns the container's id, once it was made.
 	id func() (string, error)
+	// userFiles is where the hosts, hostname and resolv.conf of a container lie.
+	userFiles func(id string) string
 
 	runtime string // the OCI runtime's program
 	state   string // where it keeps a directory for each container
@@ -49,7 +51,8 @@ type engine struct {
 func newPodman() engine {
 	return engine{
 		command: podmanCommand, firstPID: startedPID, id: containerID,
-		runtime: "/usr/bin/crun", state: runtimeState, entries: runDir + "/exec",
+		userFiles: func(id string) string { return filepath.Join(podmanFiles, id, "userdata") },
+		runtime:   "/usr/bin/crun", state: runtimeState, entries: runDir + "/exec",
 	}
 }
 
@@ -255,21 +258,34 @@ func startError(text string) string {
 
 // openRoot opens the root of the container, which must run.
 func (c *container) openRoot() (*tree, error) {
+	t, pidfd, err := c.enter()
+	if err == nil {
+		_ = unix.Close(pidfd)
+	}
+	return t, err
+}
+
+// enter opens the root of the container, which must run, and a pidfd of its
+// first process, for its namespaces.
+func (c *container) enter() (root *tree, pidfd int, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.pidfd < 0 {
-		return nil, errNotRunning
+		return nil, -1, errNotRunning
 	}
-	t, err := openTree(fmt.Sprintf("/proc/%d/root", c.pid))
-	if err != nil {
-		return nil, err
+	if root, err = openTree(fmt.Sprintf("/proc/%d/root", c.pid)); err != nil {
+		return nil, -1, err
 	}
 	// The process may have ended, and its id may be another's.
-	if err := unix.PidfdSendSignal(c.pidfd, 0, nil, 0); err != nil {
-		_ = t.close()
-		return nil, errNotRunning
+	if err = unix.PidfdSendSignal(c.pidfd, 0, nil, 0); err != nil {
+		_ = root.close()
+		return nil, -1, errNotRunning
 	}
-	return t, nil
+	if pidfd, err = unix.FcntlInt(uintptr(c.pidfd), unix.F_DUPFD_CLOEXEC, 0); err != nil {
+		_ = root.close()
+		return nil, -1, fmt.Errorf("enter the container: %w", err)
+	}
+	return root, pidfd, nil
 }
 
 // signal goes straight to the container's first process.

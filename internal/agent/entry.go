@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -57,6 +58,7 @@ func (a *agent) newEntry(req agentapi.ExecRequest) (*entry, error) {
 	if err != nil {
 		return nil, err
 	}
+	req.Env = slices.Concat(a.state.execEnv(), req.Env)
 	process, err := entryProcess(filepath.Join(a.container.engine.state, id, "config.json"), root, a.state.container(), req)
 	if err != nil {
 		return nil, err

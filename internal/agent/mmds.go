@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -16,57 +17,125 @@ import (
 	"github.com/fcvm/fcvm/internal/network"
 )
 
-const mmdsTimeout = 30 * time.Second
+const (
+	// mmdsTimeout bounds how long the service may not answer.
+	mmdsTimeout = 30 * time.Second
 
-// fetchPlan gets the plan from Firecracker's metadata service. The service
-// answers on the guest's interface, before the plan says how to configure it,
-// so the interface gets a link-local route first.
-func fetchPlan(ctx context.Context) (*agentapi.Plan, error) {
-	ctx, cancel := context.WithTimeout(ctx, mmdsTimeout)
-	defer cancel()
+	// mmdsPoll is how often a service that has no plan is asked for it. What
+	// comes of it is taken over at the start of a container, so it is short; it
+	// costs four packets that no process of the host's sees.
+	mmdsPoll = 5 * time.Millisecond
+
+	// mmdsRequest bounds one request: a service that is another one since a
+	// snapshot was loaded knows nothing of its connection.
+	mmdsRequest = time.Second
+)
+
+var (
+	// errNoPlan: the metadata service has none yet.
+	errNoPlan = errors.New("the metadata service has no plan")
+	// errBadPlan: what it has is no plan.
+	errBadPlan = errors.New("read the plan from the metadata service")
+)
+
+// fetchPlan gets the plan from Firecracker's metadata service, and waits until
+// the service has it, or it has come over the channel. The service answers on
+// the guest's interface, before the plan says how to configure it, so the
+// interface gets a link-local route first.
+func (a *agent) fetchPlan(ctx context.Context) error {
 	if err := mmdsRoute(); err != nil {
-		return nil, fmt.Errorf("reach the metadata service: %w", err)
+		return fmt.Errorf("reach the metadata service: %w", err)
 	}
-	token, err := mmds(ctx, http.MethodPut, "/latest/api/token", http.Header{"X-metadata-token-ttl-seconds": {"60"}})
-	if err != nil {
-		return nil, err
+	m := &metadata{address: "http://" + agentapi.MMDSAddress}
+	defer m.close()
+	answered := time.Now()
+	for {
+		plan, err := m.plan(ctx)
+		switch {
+		case err == nil:
+			if err := a.state.setPlan(plan); !errors.Is(err, errHavePlan) {
+				return err
+			}
+			return nil
+		case errors.Is(err, errNoPlan):
+			answered = time.Now()
+		case errors.Is(err, errBadPlan), time.Since(answered) > mmdsTimeout:
+			return err
+		}
+		select {
+		case <-a.state.planSet:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(mmdsPoll):
+		}
+	}
+}
+
+// metadata is a client of Firecracker's metadata service.
+type metadata struct {
+	address string
+	http    http.Client
+	token   string
+}
+
+func (m *metadata) close() { m.http.CloseIdleConnections() }
+
+// plan returns errNoPlan if there is none.
+func (m *metadata) plan(ctx context.Context) (*agentapi.Plan, error) {
+	ctx, cancel := context.WithTimeout(ctx, mmdsRequest)
+	defer cancel()
+	if m.token == "" {
+		status, token, err := m.ask(ctx, http.MethodPut, "/latest/api/token", http.Header{"X-metadata-token-ttl-seconds": {"21600"}})
+		if err != nil {
+			return nil, err
+		}
+		if status != http.StatusOK {
+			return nil, fmt.Errorf("ask the metadata service for a token: HTTP status %d", status)
+		}
+		m.token = strings.TrimSpace(string(token))
 	}
 	// With "Accept: application/json" a string comes as a JSON string.
-	h := http.Header{"X-metadata-token": {strings.TrimSpace(string(token))}, "Accept": {"application/json"}}
-	body, err := mmds(ctx, http.MethodGet, "/"+agentapi.MMDSPlanKey, h)
-	if err != nil {
+	status, body, err := m.ask(ctx, http.MethodGet, "/"+agentapi.MMDSPlanKey, http.Header{"X-metadata-token": {m.token}, "Accept": {"application/json"}})
+	switch {
+	case err != nil:
 		return nil, err
+	case status == http.StatusNotFound:
+		return nil, errNoPlan
+	case status != http.StatusOK:
+		m.token = "" // it was another service's, or is too old
+		return nil, fmt.Errorf("ask the metadata service for the plan: HTTP status %d", status)
 	}
 	var text string
 	if err := json.Unmarshal(body, &text); err != nil {
-		return nil, fmt.Errorf("read the plan from the metadata service: %w", err)
+		return nil, fmt.Errorf("%w: %w", errBadPlan, err)
 	}
 	plan := new(agentapi.Plan)
 	if err := json.Unmarshal([]byte(text), plan); err != nil {
-		return nil, fmt.Errorf("read the plan from the metadata service: %w", err)
+		return nil, fmt.Errorf("%w: %w", errBadPlan, err)
 	}
 	return plan, nil
 }
 
-func mmds(ctx context.Context, method, path string, h http.Header) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, method, "http://"+agentapi.MMDSAddress+path, nil)
+func (m *metadata) ask(ctx context.Context, method, path string, h http.Header) (status int, body []byte, err error) {
+	req, err := http.NewRequestWithContext(ctx, method, m.address+path, nil)
 	if err != nil {
-		return nil, err
+		return 0, nil, err
 	}
 	req.Header = h
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := m.http.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("ask the metadata service: %w", err)
+		return 0, nil, fmt.Errorf("ask the metadata service: %w", err)
 	}
 	defer func() { _ = resp.Body.Close() }()
 	b, err := io.ReadAll(io.LimitReader(resp.Body, agentapi.MaxBody+1))
 	if err != nil {
-		return nil, fmt.Errorf("ask the metadata service: %w", err)
+		return 0, nil, fmt.Errorf("ask the metadata service: %w", err)
 	}
-	if resp.StatusCode != http.StatusOK || len(b) > agentapi.MaxBody {
-		return nil, fmt.Errorf("ask the metadata service for %s: %s, %d bytes", path, resp.Status, len(b))
+	if len(b) > agentapi.MaxBody {
+		return 0, nil, fmt.Errorf("ask the metadata service for %s: more than %d bytes", path, agentapi.MaxBody)
 	}
-	return b, nil
+	return resp.StatusCode, b, nil
 }
 
 func mmdsRoute() error {

@@ -51,19 +51,24 @@ func (ms modules) load() error {
 	return errors.Join(errs...)
 }
 
-// balloonModule is always there, so that the host can take memory back
-// whenever it wants to. It needs nothing that is not loaded first.
-const balloonModule = "virtio_balloon.ko"
+// alwaysModules are there in every guest, so that the host can take memory
+// back whenever it wants to, and a guest that was cloned can reset connections.
+// Besides one another they need nothing that is not loaded first.
+var alwaysModules = []string{"virtio_balloon.ko", "inet_diag.ko", "tcp_diag.ko"}
 
-// loadBalloon loads that module of those that wait.
-func (a *agent) loadBalloon() error {
-	i := slices.IndexFunc(a.extra, func(f *os.File) bool { return filepath.Base(f.Name()) == balloonModule })
-	if i < 0 {
-		return nil // the kernel has it built in
+// loadAlways loads these of the modules that wait. A kernel may have them built
+// in.
+func (a *agent) loadAlways() error {
+	var now, later modules
+	for _, f := range a.extra {
+		if slices.Contains(alwaysModules, filepath.Base(f.Name())) {
+			now = append(now, f)
+		} else {
+			later = append(later, f)
+		}
 	}
-	balloon := a.extra[i]
-	a.extra = slices.Delete(a.extra, i, i+1)
-	return modules{balloon}.load()
+	a.extra = later
+	return now.load()
 }
 
 func loadModules(list string) error {

@@ -18,6 +18,9 @@ const (
 
 	// runtimeState is where crun keeps one directory for each container.
 	runtimeState = "/run/crun"
+
+	// podmanFiles is where Podman keeps what it mounts into containers.
+	podmanFiles = "/run/containers/storage/overlay-containers"
 )
 
 // podmanCommand prepares a run of Podman.

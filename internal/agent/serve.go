@@ -17,6 +17,7 @@ func (a *agent) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+agentapi.PathStatus, a.getStatus)
 	mux.HandleFunc("PUT "+agentapi.PathPlan, a.putPlan)
+	mux.HandleFunc("GET "+agentapi.PathUp, a.getUp)
 	mux.HandleFunc("GET "+agentapi.PathReady, a.getReady)
 	mux.HandleFunc("POST "+agentapi.PathAttach, a.postAttach)
 	mux.HandleFunc("POST "+agentapi.PathStart, a.postStart)
@@ -27,6 +28,7 @@ func (a *agent) handler() http.Handler {
 	mux.HandleFunc("GET "+agentapi.PathProcs, a.getProcesses)
 	mux.HandleFunc("POST "+agentapi.PathCopyIn, a.postCopyIn)
 	mux.HandleFunc("GET "+agentapi.PathCopyOut, a.getCopyOut)
+	mux.HandleFunc("POST "+agentapi.PathRestore, a.postRestore)
 	mux.HandleFunc("POST "+agentapi.PathShutdown, a.postShutdown)
 	return mux
 }
@@ -35,6 +37,15 @@ func (a *agent) getStatus(w http.ResponseWriter, _ *http.Request) {
 	st := a.state.status()
 	st.Uptime = uptime()
 	reply(w, http.StatusOK, st)
+}
+
+// getUp answers when the guest has its root, or never will.
+func (a *agent) getUp(w http.ResponseWriter, r *http.Request) {
+	select {
+	case <-r.Context().Done():
+	case <-a.state.rooted:
+		a.getStatus(w, r)
+	}
 }
 
 // getReady answers when the boot is over, one way or the other.

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxAccounts bounds /etc/passwd and /etc/group of a container, bytes.
-const maxAccounts = 4 << 20
+// maxText bounds a file like /etc/passwd of a container, bytes.
+const maxText = 4 << 20
 
 // tree is a directory in which paths are resolved as a process sees them whose
 // root it is: links of any kind lead to somewhere inside of it, and those of
@@ -61,12 +61,71 @@ func (t *tree) read(path string) ([]byte, error) {
 	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
 		return nil, fmt.Errorf("%s is no regular file", path)
 	}
-	b, err := io.ReadAll(io.LimitReader(f, maxAccounts+1))
+	return readSmall(f, path)
+}
+
+func readSmall(f *os.File, path string) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(f, maxText+1))
 	if err != nil {
 		return nil, err
 	}
-	if len(b) > maxAccounts {
-		return nil, fmt.Errorf("%s is larger than %d bytes", path, maxAccounts)
+	if len(b) > maxText {
+		return nil, fmt.Errorf("%s is larger than %d bytes", path, maxText)
 	}
 	return b, nil
+}
+
+// rewrite changes the text of a small regular file in place, so that it stays
+// the same file where it is mounted elsewhere. It reports whether there is such
+// a file: what is none, a link among them, stays as it is.
+func (t *tree) rewrite(path string, edit func(string) string) (found bool, err error) {
+	// A device or a FIFO is not opened just to find out that it is one.
+	place, err := t.open(path, unix.O_PATH|unix.O_NOFOLLOW)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = place.Close() }()
+	if fi, err := place.Stat(); err != nil || !fi.Mode().IsRegular() {
+		return false, err
+	}
+	old, err := readPlace(place, path)
+	if err != nil {
+		return true, err
+	}
+	text := edit(string(old))
+	if text == string(old) {
+		return true, nil
+	}
+	f, err := reopen(place, path, os.O_WRONLY)
+	if err != nil {
+		return true, err
+	}
+	// Written before it is cut: who reads meanwhile finds no empty file.
+	if _, err = f.WriteString(text); err == nil {
+		err = f.Truncate(int64(len(text)))
+	}
+	return true, errors.Join(err, f.Close())
+}
+
+// readPlace reads a file that was opened with O_PATH.
+func readPlace(place *os.File, path string) ([]byte, error) {
+	f, err := reopen(place, path, os.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	return readSmall(f, path)
+}
+
+// reopen opens the very file that was opened with O_PATH.
+func reopen(place *os.File, path string, flags int) (*os.File, error) {
+	f, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", place.Fd()), flags, 0)
+	var p *os.PathError
+	if errors.As(err, &p) {
+		p.Path = path
+	}
+	return f, err
 }

@@ -4,6 +4,7 @@
 //
 //	GET  /v1/status            Status
 //	PUT  /v1/plan              Plan; once (QEMU; on Firecracker it comes from MMDS)
+//	GET  /v1/up                Status, once the guest is up, with its plan or without, or never will be
 //	GET  /v1/ready             Status, once a container can be started or never will be
 //	POST /v1/container/attach  upgrade to a stream of the container's stdio
 //	POST /v1/container/start   start what the plan says; StartResponse
@@ -33,6 +34,7 @@ const Version = 1
 const (
 	PathStatus   = "/v1/status"
 	PathPlan     = "/v1/plan"
+	PathUp       = "/v1/up"
 	PathReady    = "/v1/ready"
 	PathAttach   = "/v1/container/attach"
 	PathStart    = "/v1/container/start"
@@ -142,6 +144,7 @@ type Phase string
 // The phases of a guest, in order.
 const (
 	PhaseBooting  Phase = "booting"  // the agent answers, the root is not ready
+	PhaseUp       Phase = "up"       // disks are mounted, the root is switched; without a plan it waits for one
 	PhaseReady    Phase = "ready"    // a container can be started
 	PhaseStarting Phase = "starting" // Podman was called
 	PhaseRunning  Phase = "running"  // the container's first process runs

@@ -80,6 +80,19 @@ func (c *Client) Status(ctx context.Context) (agentapi.Status, error) {
 	return st, nil
 }
 
+// WaitUp waits until the guest has its root, with a plan or without, and
+// returns its status. Without a plan it then waits for one, and may be saved.
+func (c *Client) WaitUp(ctx context.Context) (agentapi.Status, error) {
+	st, err := c.status(ctx, agentapi.PathUp)
+	if err == nil && st.Phase == agentapi.PhaseFailed {
+		err = errors.New(st.Error)
+	}
+	if err != nil {
+		return st, fmt.Errorf("wait for the guest to come up: %w", err)
+	}
+	return st, nil
+}
+
 // WaitReady waits until the guest has its plan and is ready for the
 // container. A guest that cannot get ready is an error that says why.
 func (c *Client) WaitReady(ctx context.Context) error {

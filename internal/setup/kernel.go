@@ -25,6 +25,11 @@ import (
 // maxKernelFile bounds a kernel file as it comes, bytes.
 const maxKernelFile = 512 << 20
 
+// kernelFormat is the version of the lists of modules. With an older one,
+// connections of a snapshot's original cannot be reset (1: tcp_diag). A kernel
+// from a package is then installed anew by `fcvm setup`.
+const kernelFormat = 1
+
 // Modules that a guest needs before it has a root, and those that can wait
 // until the container runs. What a kernel has built in is left out.
 var (
@@ -33,7 +38,7 @@ var (
 		"ext4", "overlay", "virtio_rng", "af_packet",
 	}
 	extraModules = []string{
-		"fuse", "virtio_balloon", "tun", "loop", "bridge", "veth", "nf_tables", "nft_chain_nat", "nft_masq", "nft_ct",
+		"fuse", "virtio_balloon", "tcp_diag", "tun", "loop", "bridge", "veth", "nf_tables", "nft_chain_nat", "nft_masq", "nft_ct",
 		"nft_compat", "nft_counter", "nft_fib_inet", "nft_reject_inet", "nf_conntrack", "nf_nat", "xt_conntrack",
 		"xt_MASQUERADE", "xt_addrtype", "xt_comment", "xt_mark", "br_netfilter", "ip6_tables", "ip_tables",
 	}
@@ -67,7 +72,7 @@ func (s *Setup) Kernel(ctx context.Context, o KernelOptions, rep progress.Report
 	defer unlock()
 	if m, err := s.Manifest(); err != nil {
 		return err
-	} else if m.Kernel != nil && !o.Force && o.From == "" && s.whole(m.Kernel) == nil {
+	} else if m.Kernel != nil && !o.Force && o.From == "" && !outdated(m.Kernel) && s.whole(m.Kernel) == nil {
 		rep.Note("kernel " + m.Kernel.Version + " is installed")
 		return nil
 	}
@@ -85,6 +90,13 @@ func (s *Setup) Kernel(ctx context.Context, o KernelOptions, rep progress.Report
 	err = s.installKernel(work, src)
 	task.Done(err)
 	return err
+}
+
+// outdated reports whether an installed kernel lacks modules that one from the
+// package would have now. A person's own kernel is never replaced.
+func outdated(a *Artifact) bool {
+	own := strings.Contains(a.Source, "/") // a path or a URL
+	return !own && a.Format < kernelFormat
 }
 
 func (s *Setup) kernelSource(ctx context.Context, o KernelOptions, work string, rep progress.Reporter) (*kernelSource, error) {
@@ -202,7 +214,7 @@ func (s *Setup) installKernel(work string, src *kernelSource) error {
 	if err != nil {
 		return err
 	}
-	a := &Artifact{ID: id, Version: src.version, Source: src.source, Installed: time.Now().UTC()}
+	a := &Artifact{ID: id, Version: src.version, Source: src.source, Format: kernelFormat, Installed: time.Now().UTC()}
 	return s.record(a, append(files, filepath.Join(final, kernelFileName)), func(m *Manifest) { m.Kernel = a })
 }
 

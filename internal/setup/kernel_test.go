@@ -136,6 +136,22 @@ func TestKernelIsIdempotent(t *testing.T) {
 	}
 }
 
+func TestKernelIsOutdated(t *testing.T) {
+	for _, tc := range []struct {
+		a    Artifact
+		want bool
+	}{
+		{Artifact{Source: "linux-image-6.1.0-56-cloud-amd64"}, true},
+		{Artifact{Source: "linux-image-6.1.0-56-cloud-amd64", Format: kernelFormat}, false},
+		{Artifact{Source: "/boot/vmlinuz-6.1.0"}, false},
+		{Artifact{Source: "https://kernels.example/vmlinux"}, false},
+	} {
+		if got := outdated(&tc.a); got != tc.want {
+			t.Errorf("%+v: %t", tc.a, got)
+		}
+	}
+}
+
 func TestKernelRefuses(t *testing.T) {
 	dir := t.TempDir()
 	for name, content := range map[string]string{

@@ -33,7 +33,7 @@ type Artifact struct {
 	ID        string    `json:"id"`               // names its directory
 	Version   string    `json:"version"`          // of the kernel, the distribution, the VMM
 	Source    string    `json:"source"`           // where it comes from, for people
-	Format    int       `json:"format,omitempty"` // of a guest root: rootFormat
+	Format    int       `json:"format,omitempty"` // rootFormat or kernelFormat
 	Installed time.Time `json:"installed"`
 	Files     []File    `json:"files"`
 }

@@ -1,0 +1,280 @@
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fcvm/fcvm/internal/agentapi"
+)
+
+const maxEpoch = 64 // bytes
+
+// errBooting: a guest that is not up has nothing yet that could be its own.
+var errBooting = errors.New("the guest is not up yet")
+
+// restorer makes this guest, which was loaded from a snapshot, a machine of its
+// own. Processes of the snapshot run meanwhile; whoever started it from outside
+// waits.
+type restorer struct {
+	agent    *agent
+	root     string // of the guest's files
+	setClock func(time.Time) error
+	reseed   func([]byte) error
+
+	mu   sync.Mutex
+	last agentapi.RestoreResponse // of what was done last
+}
+
+func (a *agent) postRestore(w http.ResponseWriter, r *http.Request) {
+	arrived := time.Now()
+	var req agentapi.RestoreRequest
+	if !decode(w, r, &req) {
+		return
+	}
+	resp, err := a.restorer.restore(r.Context(), &req, arrived)
+	if err != nil {
+		replyError(w, http.StatusConflict, err)
+		return
+	}
+	resp.Took, resp.Time = time.Since(arrived), time.Now()
+	reply(w, http.StatusOK, resp)
+}
+
+// restore does all that the request asks for, or the clock alone if it has done
+// the rest before.
+func (r *restorer) restore(ctx context.Context, req *agentapi.RestoreRequest, arrived time.Time) (agentapi.RestoreResponse, error) {
+	if err := checkRestore(req); err != nil {
+		return agentapi.RestoreResponse{}, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.setClock(req.Time.Add(time.Since(arrived))); err != nil {
+		return agentapi.RestoreResponse{}, err
+	}
+	if r.last.Epoch == req.Epoch {
+		return r.last, nil
+	}
+	n, err := r.become(ctx, req)
+	if err != nil {
+		return agentapi.RestoreResponse{}, err
+	}
+	r.last = agentapi.RestoreResponse{Epoch: req.Epoch, Reset: n}
+	return r.last, nil
+}
+
+func checkRestore(req *agentapi.RestoreRequest) error {
+	switch {
+	case req.Epoch == "" || len(req.Epoch) > maxEpoch:
+		return fmt.Errorf("epoch of %d bytes, want 1 to %d", len(req.Epoch), maxEpoch)
+	case req.Time.IsZero():
+		return errors.New("no time given")
+	case len(req.Entropy) < agentapi.MinEntropy || len(req.Entropy) > agentapi.MaxEntropy:
+		return fmt.Errorf("%d bytes of entropy, want %d to %d", len(req.Entropy), agentapi.MinEntropy, agentapi.MaxEntropy)
+	case req.MachineID != "" && !machineIDPattern.MatchString(req.MachineID):
+		return fmt.Errorf("machine id %q is not 32 hexadecimal digits", req.MachineID)
+	case strings.ContainsAny(req.Hostname, " \t\r\n#\x00"):
+		return fmt.Errorf("hostname %q", req.Hostname)
+	}
+	for _, line := range req.Hosts {
+		if strings.ContainsAny(line, "\r\n\x00") {
+			return fmt.Errorf("%q is no line for hosts", line)
+		}
+	}
+	for _, kv := range req.Env {
+		if !strings.Contains(kv, "=") || strings.Contains(kv, "\x00") {
+			return fmt.Errorf("%q is no environment variable", kv)
+		}
+	}
+	return nil
+}
+
+// become returns how many TCP connections were reset. Each step may be done
+// again after one that failed.
+func (r *restorer) become(ctx context.Context, req *agentapi.RestoreRequest) (reset int, err error) {
+	st := r.agent.state
+	if !st.isUp() {
+		return 0, errBooting
+	}
+	if err := r.reseed(req.Entropy); err != nil {
+		return 0, err
+	}
+	id := &renaming{name: req.Hostname, machineID: req.MachineID, hosts: req.Hosts}
+	id.was(st.hostname())
+	old := st.network()
+	if n := req.Network; n != nil && old != nil && resolvConf(n) != resolvConf(old) {
+		text := resolvConf(n)
+		id.resolv = &text
+	}
+	if err := r.rename(id); err != nil {
+		return 0, err
+	}
+	if err := r.agent.container.rename(ctx, id); err != nil {
+		return 0, fmt.Errorf("in the container: %w", err)
+	}
+	if reset, err = r.reconnect(old, req.Network); err != nil {
+		return 0, err
+	}
+	st.restored(req)
+	return reset, nil
+}
+
+// rename gives the guest around the container its new identity.
+func (r *restorer) rename(id *renaming) error {
+	old, err := renameHere(id.name)
+	if err != nil {
+		return err
+	}
+	id.was(old)
+	root, err := openTree(r.root)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = root.close() }()
+	if err := id.netFiles(root, "etc/"); err != nil {
+		return err
+	}
+	if id.machineID == "" {
+		return nil
+	}
+	return r.setMachineID(root, id)
+}
+
+// setMachineID makes sure that programs read the new id, wherever the guest's
+// systemd has put it.
+func (r *restorer) setMachineID(root *tree, id *renaming) error {
+	path := filepath.Join(r.root, machineIDs[0])
+	old := strings.TrimSpace(readFile(path))
+	if old == id.machineID {
+		return nil
+	}
+	if err := id.machineIDFiles(root); err != nil {
+		return err
+	}
+	if strings.TrimSpace(readFile(path)) != id.machineID {
+		if err := replaceFile(path, id.machineID+"\n"); err != nil {
+			return fmt.Errorf("change the machine id: %w", err)
+		}
+	}
+	// The journal goes on where it is; its reader looks for the machine's id.
+	journal := filepath.Join(r.root, "run/log/journal")
+	if _, err := os.Stat(filepath.Join(journal, old)); err == nil && old != "" {
+		err := os.Symlink(old, filepath.Join(journal, id.machineID))
+		if err != nil && !errors.Is(err, os.ErrExist) {
+			return fmt.Errorf("rename the journal: %w", err)
+		}
+	}
+	return nil
+}
+
+// reconnect gives the guest its network, and ends what went over the old one.
+// Those who connect again do so over the new one.
+func (r *restorer) reconnect(old, n *agentapi.Network) (reset int, err error) {
+	local, err := localAddresses()
+	if err != nil {
+		return 0, err
+	}
+	if old != nil && n != nil {
+		if err := changeNetwork(old, n); err != nil {
+			return 0, err
+		}
+	}
+	if err := forgetNeighbours(); err != nil {
+		return 0, err
+	}
+	if n == nil {
+		n = old
+	}
+	if n != nil {
+		if err := announce(n.Interface, n.Address); err != nil {
+			r.agent.log.Warn("announce the guest", "error", err)
+		}
+	}
+	return resetTCP(local)
+}
+
+// rename gives a container that runs its new identity. One that does not has
+// none to change.
+func (c *container) rename(ctx context.Context, guest *renaming) error {
+	if err := c.settle(ctx); err != nil {
+		return err
+	}
+	root, pidfd, err := c.enter()
+	if errors.Is(err, errNotRunning) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = root.close() }()
+	defer func() { _ = unix.Close(pidfd) }()
+	id := *guest
+	// It has a UTS namespace of its own, with a name that it may have changed.
+	old, err := hostnameIn(pidfd, id.name)
+	if errors.Is(err, unix.ESRCH) {
+		return nil // it has just ended
+	}
+	if err != nil {
+		return err
+	}
+	id.was(old)
+	if err := c.renameFiles(&id); err != nil {
+		return err
+	}
+	return id.machineIDFiles(root)
+}
+
+// renameFiles changes the files that Podman has made for the container. They
+// are mounted there, and changed from outside, where no link of the container's
+// leads anywhere, and its root may be read-only.
+func (c *container) renameFiles(id *renaming) error {
+	name, err := c.engine.id()
+	if err != nil {
+		return err
+	}
+	dir, err := openTree(c.engine.userFiles(name))
+	if err != nil {
+		return fmt.Errorf("find Podman's files: %w", err)
+	}
+	defer func() { _ = dir.close() }()
+	return id.netFiles(dir, "")
+}
+
+// settle waits for a container that is being started.
+func (c *container) settle(ctx context.Context) error {
+	c.mu.Lock()
+	started := c.started
+	c.mu.Unlock()
+	if !started {
+		return nil
+	}
+	select {
+	case <-c.watched:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the container to start: %w", ctx.Err())
+	}
+}
+
+// ownMachineID gives a guest that has no machine id one. A guest root comes
+// without; systemd makes one itself.
+func ownMachineID(path string) error {
+	if strings.TrimSpace(readFile(path)) != "" {
+		return nil
+	}
+	id := make([]byte, 16)
+	_, _ = rand.Read(id) // it does not fail
+	// As systemd makes them: a UUID of version 4.
+	id[6], id[8] = id[6]&0x0f|0x40, id[8]&0x3f|0x80
+	return replaceFile(path, hex.EncodeToString(id)+"\n")
+}

@@ -1,0 +1,131 @@
+package agentclient
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/fcvm/fcvm/internal/agentapi"
+)
+
+// How far a guest's clock may be off the host's, at worst. The first of the two
+// is what is tried for; a host on which no answer is that quick gets by with
+// the second.
+const (
+	clockGoal  = 20 * time.Millisecond
+	clockLimit = 50 * time.Millisecond
+
+	clockAttempts = 20 // of them half for clockGoal
+)
+
+const (
+	// restorePause is how long Restore sleeps after a connection that was lost.
+	restorePause = 2 * time.Millisecond
+
+	// restorePatience is how long it waits for the first answer, and twice as
+	// long for each one after it. A guest that learns of its new host while it
+	// has a request drops that without a word.
+	restorePatience = time.Second
+)
+
+// ErrClock: the guest's clock could not be set.
+var ErrClock = errors.New("the guest's clock is not right")
+
+// Restored is what a guest has confirmed.
+type Restored struct {
+	// Reset is how many TCP connections of the original were reset.
+	Reset int
+	// ClockError is how far the guest's clock may be off, at worst.
+	ClockError time.Duration
+}
+
+// Restore makes a guest that was loaded from a snapshot a machine of its own:
+// the first thing that is asked of it. It sets req.Time itself. It waits until
+// the agent answers, for as long as ctx allows: connections that are opened
+// while the guest finds out that it has another host are lost.
+//
+// An error of the guest's (*agentapi.Error) says what it could not do, ErrClock
+// that its clock stayed wrong; such a guest is not to be used.
+func (c *Client) Restore(ctx context.Context, req agentapi.RestoreRequest) (Restored, error) {
+	var way time.Duration // that a request is likely to take
+	for n := 0; ; n++ {
+		r, err := c.restoreOnce(ctx, &req, way)
+		if err != nil {
+			return Restored{}, fmt.Errorf("make the guest a machine of its own: %w", err)
+		}
+		limit := clockGoal
+		if n >= clockAttempts/2 {
+			limit = clockLimit
+		}
+		if r.off.worst <= limit {
+			return Restored{Reset: r.Reset, ClockError: r.off.worst}, nil
+		}
+		if n+1 == clockAttempts {
+			return Restored{}, fmt.Errorf("make the guest a machine of its own: %w: it is off by up to %s", ErrClock, r.off.worst.Round(time.Millisecond))
+		}
+		way = r.off.delay / 2
+	}
+}
+
+// restoration is an answer and what it says of the clock.
+type restoration struct {
+	agentapi.RestoreResponse
+	off offset
+}
+
+// restoreOnce asks until there is an answer.
+func (c *Client) restoreOnce(ctx context.Context, req *agentapi.RestoreRequest, way time.Duration) (restoration, error) {
+	for patience := restorePatience; ; patience = min(2*patience, time.Minute) {
+		r, err := c.tryRestore(ctx, patience, req, way)
+		var refused *agentapi.Error
+		if err == nil || errors.Is(err, ErrAgent) || errors.As(err, &refused) {
+			return r, err
+		}
+		select {
+		case <-ctx.Done():
+			return r, errors.Join(context.Cause(ctx), err)
+		case <-time.After(restorePause):
+		}
+	}
+}
+
+func (c *Client) tryRestore(ctx context.Context, patience time.Duration, req *agentapi.RestoreRequest, way time.Duration) (r restoration, err error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	sent := time.Now()
+	req.Time = sent.Add(way)
+	if err := c.call(ctx, http.MethodPost, agentapi.PathRestore, req, &r.RestoreResponse); err != nil {
+		return r, err
+	}
+	return r, r.check(req, sent, time.Now())
+}
+
+// check refuses what no agent answers.
+func (r *restoration) check(req *agentapi.RestoreRequest, sent, received time.Time) error {
+	switch {
+	case r.Epoch != req.Epoch:
+		return fmt.Errorf("%w: it answers another restore", ErrAgent)
+	case r.Reset < 0:
+		return fmt.Errorf("%w: %d connections", ErrAgent, r.Reset)
+	case r.Took < 0 || r.Took > received.Sub(sent):
+		return fmt.Errorf("%w: it had a request for %s that took %s", ErrAgent, r.Took, received.Sub(sent))
+	}
+	r.off = clockOffset(sent, received, r.Time, r.Took)
+	return nil
+}
+
+// offset is what is known of another clock.
+type offset struct {
+	delay time.Duration // of the channel, both ways
+	worst time.Duration // how far the clock is off, at most
+}
+
+// clockOffset compares a clock that was read just before its answer was sent,
+// which took some part of what the channel took in all (Cristian's algorithm).
+func clockOffset(sent, received, theirs time.Time, took time.Duration) offset {
+	delay := received.Sub(sent) - took
+	off := theirs.Sub(received.Add(-delay / 2)).Abs()
+	return offset{delay: delay, worst: max(off, off+delay/2)} // a guest's time may be beyond all that can be added to
+}
