@@ -16,6 +16,8 @@
 //	  vms/ID/                    one VM: record, lock, disks, logs, the VMM's sockets,
 //	                             room for the record, a link to its control group
 //	RUNTIME/vms/ID.sock          the supervisor's control socket
+//	RUNTIME/memory/ID.sock       the socket of a snapshot's memory server
+//	RUNTIME/memory/ID.log        what it has to say, when it is in the background
 package paths
 
 import (
@@ -126,6 +128,17 @@ func (l Layout) RemoveControlSocket(id string) error {
 	}
 	return nil
 }
+
+// MemorySockets is where the memory servers of all snapshots listen.
+func (l Layout) MemorySockets() string { return filepath.Join(l.Runtime, "memory") }
+
+// MemorySocket is where the memory server of a snapshot listens.
+func (l Layout) MemorySocket(id string) (string, error) {
+	return checkSocket(filepath.Join(l.MemorySockets(), id+ControlSuffix))
+}
+
+// MemoryLog is of a snapshot's memory server in the background.
+func (l Layout) MemoryLog(id string) string { return filepath.Join(l.MemorySockets(), id+".log") }
 
 // VMDir is one VM's directory, which is also its VMM's working directory.
 type VMDir string

@@ -55,6 +55,9 @@ func TestSocketLimit(t *testing.T) {
 	if _, err := l.ControlSocket(id); !errors.Is(err, ErrSocketPath) || !strings.Contains(err.Error(), "XDG_RUNTIME_DIR") {
 		t.Errorf("a byte too long: %v", err)
 	}
+	if _, err := l.MemorySocket(id); !errors.Is(err, ErrSocketPath) {
+		t.Errorf("a memory server's, which is longer: %v", err)
+	}
 	if err := l.RemoveControlSocket(id); err != nil {
 		t.Errorf("remove what could not be made: %v", err)
 	}
