@@ -159,10 +159,13 @@ func fakeEngine(t *testing.T) engine {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	pidFile := filepath.Join(dir, "pid")
+	pidFile, userFiles := filepath.Join(dir, "pid"), filepath.Join(dir, "files")
+	if err := os.Mkdir(userFiles, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	writeRuntimeState(t, filepath.Join(dir, "state", runtimeID))
 	return engine{
-		id: func() (string, error) { return runtimeID, nil }, runtime: "/proc/self/exe",
+		id: func() (string, error) { return runtimeID, nil }, userFiles: func(string) string { return userFiles }, runtime: "/proc/self/exe",
 		state: filepath.Join(dir, "state"), entries: filepath.Join(dir, "e"),
 		command: func(c *agentapi.Container) (*exec.Cmd, error) {
 			if c.Args[0] == "fail" {

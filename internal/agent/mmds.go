@@ -48,6 +48,10 @@ func (a *agent) fetchPlan(ctx context.Context) error {
 	}
 	m := &metadata{address: "http://" + agentapi.MMDSAddress}
 	defer m.close()
+	return a.pollPlan(ctx, m)
+}
+
+func (a *agent) pollPlan(ctx context.Context, m *metadata) error {
 	answered := time.Now()
 	for {
 		plan, err := m.plan(ctx)

@@ -45,7 +45,7 @@ func (r *renaming) netFiles(dir *tree, prefix string) error {
 		edits["resolv.conf"] = func(string) string { return *r.resolv }
 	}
 	for name, edit := range edits {
-		if _, err := dir.rewrite(prefix+name, edit); err != nil {
+		if err := dir.rewrite(prefix+name, edit); err != nil {
 			return fmt.Errorf("change %s: %w", name, err)
 		}
 	}
@@ -111,7 +111,7 @@ func (r *renaming) machineIDFiles(root *tree) error {
 		return nil
 	}
 	for _, path := range machineIDs {
-		_, err := root.rewrite(path, func(old string) string {
+		err := root.rewrite(path, func(old string) string {
 			if !machineIDPattern.MatchString(strings.TrimSpace(old)) {
 				return old // systemd's "uninitialized", or none
 			}

@@ -76,38 +76,38 @@ func readSmall(f *os.File, path string) ([]byte, error) {
 }
 
 // rewrite changes the text of a small regular file in place, so that it stays
-// the same file where it is mounted elsewhere. It reports whether there is such
-// a file: what is none, a link among them, stays as it is.
-func (t *tree) rewrite(path string, edit func(string) string) (found bool, err error) {
+// the same file where it is mounted elsewhere. What is not there, or is
+// something else, a link among them, is left as it is.
+func (t *tree) rewrite(path string, edit func(string) string) error {
 	// A device or a FIFO is not opened just to find out that it is one.
 	place, err := t.open(path, unix.O_PATH|unix.O_NOFOLLOW)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
-		return false, nil
+		return nil
 	}
 	if err != nil {
-		return false, err
+		return err
 	}
 	defer func() { _ = place.Close() }()
 	if fi, err := place.Stat(); err != nil || !fi.Mode().IsRegular() {
-		return false, err
+		return err
 	}
 	old, err := readPlace(place, path)
 	if err != nil {
-		return true, err
+		return err
 	}
 	text := edit(string(old))
 	if text == string(old) {
-		return true, nil
+		return nil
 	}
 	f, err := reopen(place, path, os.O_WRONLY)
 	if err != nil {
-		return true, err
+		return err
 	}
 	// Written before it is cut: who reads meanwhile finds no empty file.
 	if _, err = f.WriteString(text); err == nil {
 		err = f.Truncate(int64(len(text)))
 	}
-	return true, errors.Join(err, f.Close())
+	return errors.Join(err, f.Close())
 }
 
 // readPlace reads a file that was opened with O_PATH.
