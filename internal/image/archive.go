@@ -88,7 +88,7 @@ func (l ociBlobs) read(_ context.Context, d v1.Descriptor, limit int64) ([]byte,
 }
 
 func (l ociBlobs) layer(d v1.Descriptor) blob {
-	return blob{digest: d.Digest.String(), size: d.Size, local: true, open: func(context.Context) (io.ReadCloser, error) {
+	return blob{digest: d.Digest.String(), size: d.Size, mediaType: string(d.MediaType), local: true, open: func(context.Context) (io.ReadCloser, error) {
 		f, size, err := l.open(blobName(d.Digest))
 		if err != nil {
 			return nil, missing(err, d.Digest.String())
@@ -226,7 +226,7 @@ func findDocker(_ context.Context, fsys files, r reference, _ platform, lim Limi
 			return nil, missing(err, "layer "+l)
 		}
 		_ = f.Close()
-		c.layers = append(c.layers, blob{size: size, local: true, open: func(context.Context) (io.ReadCloser, error) {
+		c.layers = append(c.layers, blob{size: size, mediaType: string(types.DockerUncompressedLayer), local: true, open: func(context.Context) (io.ReadCloser, error) {
 			f, _, err := fsys.open(l)
 			return f, err
 		}})

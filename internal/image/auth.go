@@ -21,6 +21,8 @@ import (
 const (
 	maxAuthFile   = 4 << 20
 	helperTimeout = 30 * time.Second
+	// authFileHelper stands for the files in a list of helpers.
+	authFileHelper = "containers-auth.json"
 )
 
 // keychain finds credentials where docker login and podman login put them:
@@ -35,7 +37,9 @@ const (
 type keychain struct {
 	getenv  func(string) string
 	uid     int
-	problem error // the first that kept credentials from being read
+	file    string   // if given, the only one
+	helpers []string // of registries.conf, asked last
+	problem error    // the first that kept credentials from being read
 }
 
 // authFile is Docker's config.json and Podman's auth.json.
@@ -57,7 +61,7 @@ type authEntry struct {
 func (k *keychain) Resolve(r authn.Resource) (authn.Authenticator, error) {
 	for _, path := range k.files() {
 		file, err := readAuthFile(path)
-		if errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, fs.ErrNotExist) && k.file == "" {
 			continue
 		}
 		if err != nil {
@@ -75,6 +79,14 @@ func (k *keychain) Resolve(r authn.Resource) (authn.Authenticator, error) {
 			}
 		}
 	}
+	for _, h := range k.helpers {
+		if h == authFileHelper || k.file != "" {
+			continue
+		}
+		if a := k.ask(h, hostKeys(r)[0]); a != nil {
+			return authn.FromConfig(*a), nil
+		}
+	}
 	return authn.Anonymous, nil
 }
 
@@ -85,6 +97,9 @@ func (k *keychain) note(err error) {
 }
 
 func (k *keychain) files() []string {
+	if k.file != "" {
+		return []string{k.file}
+	}
 	var out []string
 	add := func(dir string, rest ...string) {
 		if dir != "" {

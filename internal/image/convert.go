@@ -2,8 +2,6 @@ package image
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -11,22 +9,16 @@ import (
 	"path/filepath"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/fcvm/fcvm/internal/agentapi"
 	"github.com/fcvm/fcvm/internal/progress"
 	"github.com/fcvm/fcvm/internal/rootfs"
 )
 
-const (
-	parallelLayers = 4 // downloads at once
-	downloadTries  = 3 // of one layer, when the connection breaks
-)
-
-// obtain returns the image from the cache, or puts it there. Of several
-// processes that want the same image one works and the others wait.
+// obtain returns the image from the cache, or puts it there: its disk, and
+// with c.keep its layers. Of several processes that want the same image one
+// works and the others wait.
 func (s *Store) obtain(ctx context.Context, c *content, r reference, want platform, o EnsureOptions) (Image, error) {
-	if rec, img, err := s.lookup(c.id); err == nil {
+	if rec, img, err := s.lookup(c.id); err == nil && s.hasAll(c) {
 		return img, checkPlatform(want, rec.Platform)
 	}
 	l, err := takeLock(ctx, s.lockFor(c.id), func() {
@@ -36,7 +28,8 @@ func (s *Store) obtain(ctx context.Context, c *content, r reference, want platfo
 		return Image{}, s.diskError(err)
 	}
 	defer l.release()
-	if rec, img, err := s.lookup(c.id); err == nil {
+	rec, img, err := s.lookup(c.id)
+	if err == nil && s.hasAll(c) {
 		return img, checkPlatform(want, rec.Platform)
 	}
 	work := s.workFor(c.id)
@@ -44,12 +37,42 @@ func (s *Store) obtain(ctx context.Context, c *content, r reference, want platfo
 		return Image{}, err
 	}
 	defer func() { _ = os.RemoveAll(work) }()
+	blobs, berr := s.useBlobs(ctx)
+	if berr != nil {
+		return Image{}, s.diskError(berr)
+	}
+	defer func() { _ = blobs.Close() }()
+	if err == nil { // the disk is there, made of a source that keeps its layers itself
+		return img, s.diskError(s.keep(ctx, c, want, o.Progress))
+	}
 	if err := s.convert(ctx, c, r, want, o.Progress, work); err != nil {
 		return Image{}, s.diskError(err)
 	}
-	_, img, err := s.lookup(c.id)
+	_, img, err = s.lookup(c.id)
 	img.Cached = false
 	return img, err
+}
+
+// hasAll reports whether an image that has a disk has all its layers, if they
+// are to be kept.
+func (s *Store) hasAll(c *content) bool {
+	return !c.keep || len(s.keptLayers(c.id)) == len(c.layers)
+}
+
+// keep puts the layers of an image beside its disk.
+func (s *Store) keep(ctx context.Context, c *content, want platform, p progress.Reporter) error {
+	cf, err := checkedConfig(ctx, c, want)
+	if err != nil {
+		return err
+	}
+	kept, err := s.fetch(ctx, c, p)
+	if err != nil {
+		return err
+	}
+	if err := s.writeConfig(s.entry(c.id), cf.raw); err != nil {
+		return err
+	}
+	return s.writeJSON(filepath.Join(s.entry(c.id), layersName), layerList{Schema: recordSchema, Layers: kept})
 }
 
 func checkPlatform(want platform, have string) error {
@@ -63,8 +86,8 @@ func checkPlatform(want platform, have string) error {
 	return nil
 }
 
-// convert makes the image's disk and record in work and moves them into the
-// cache, both at once.
+// convert makes the image's disk and records in work and moves them into the
+// cache, all at once.
 func (s *Store) convert(ctx context.Context, c *content, r reference, want platform, p progress.Reporter, work string) error {
 	cf, err := checkedConfig(ctx, c, want)
 	if err != nil {
@@ -74,19 +97,33 @@ func (s *Store) convert(ctx context.Context, c *content, r reference, want platf
 	if err := os.MkdirAll(made, 0o700); err != nil {
 		return err
 	}
-	layers, total, err := s.layers(ctx, c, cf, p, work)
+	layers, kept, err := s.layers(ctx, c, cf, p)
 	if err != nil {
 		return err
 	}
-	size, err := s.build(ctx, layers, total, r, p, filepath.Join(made, diskName))
+	disk := filepath.Join(made, diskName)
+	size, err := s.build(ctx, layers, c.size(), r, p, disk)
+	if errors.Is(err, ErrCorrupt) && c.keep {
+		size, err = s.buildAgain(ctx, c, cf, r, p, disk, err)
+	}
 	if err != nil {
 		return err
+	}
+	sum, err := sumDisk(ctx, disk, nil)
+	if err != nil {
+		return err
+	}
+	if c.keep {
+		if err := s.writeJSON(filepath.Join(made, layersName), layerList{Schema: recordSchema, Layers: kept}); err != nil {
+			return err
+		}
 	}
 	rec := record{
 		Schema: recordSchema, Digest: c.id, Reference: r.text, Platform: cf.platform.String(),
-		Created: time.Now().UTC(), Size: size, Config: cf.config,
+		Created: time.Now().UTC(), Size: size, Sum: sum, Config: cf.config,
 	}
-	if err := s.writeJSON(filepath.Join(made, recordName), rec); err != nil {
+	err = errors.Join(s.writeConfig(made, cf.raw), s.writeJSON(filepath.Join(made, recordName), rec))
+	if err != nil {
 		return err
 	}
 	// A disk of another size than its record's makes way.
@@ -94,6 +131,30 @@ func (s *Store) convert(ctx context.Context, c *content, r reference, want platf
 		return err
 	}
 	return os.Rename(made, s.entry(c.id))
+}
+
+// buildAgain makes the disk once more when layers that were in the cache
+// already have been damaged there: they are fetched again.
+func (s *Store) buildAgain(ctx context.Context, c *content, cf configFile, r reference, p progress.Reporter, disk string, cause error) (int64, error) {
+	kept := make([]Layer, 0, len(c.layers))
+	for _, b := range c.layers {
+		if b.digest != "" {
+			kept = append(kept, Layer{Digest: b.digest, Size: b.size})
+		}
+	}
+	bad, err := s.dropDamaged(ctx, kept, nil)
+	if err != nil || len(bad) == 0 {
+		return 0, errors.Join(cause, err)
+	}
+	p.Note(fmt.Sprintf("fetching %d layers of %s again: they were damaged in the cache", len(bad), r.text))
+	layers, _, err := s.layers(ctx, c, cf, p)
+	if err != nil {
+		return 0, err
+	}
+	if err := os.Remove(disk); err != nil {
+		return 0, err
+	}
+	return s.build(ctx, layers, c.size(), r, p, disk)
 }
 
 // checkedConfig returns an image's configuration, when it is what its digest
@@ -116,6 +177,7 @@ func checkedConfig(ctx context.Context, c *content, want platform) (configFile, 
 	if cf.platform.os == "" || cf.platform.arch == "" { // it does not say
 		cf.platform = want
 	}
+	cf.raw = raw
 	return cf, nil
 }
 
@@ -146,110 +208,31 @@ func (s *Store) build(ctx context.Context, layers []rootfs.Layer, total int64, r
 	return st.Size(), nil
 }
 
-// layers returns the image's layers as files that can be read twice, and the
-// sum of their sizes. What lies in a registry is downloaded to work.
-func (s *Store) layers(ctx context.Context, c *content, cf configFile, p progress.Reporter, work string) ([]rootfs.Layer, int64, error) {
-	var total int64
-	remote := map[string]blob{} // an image may have a layer twice
+// layers returns the image's layers as files that can be read twice. Those
+// that are kept are fetched first; useBlobs must have been called.
+func (s *Store) layers(ctx context.Context, c *content, cf configFile, p progress.Reporter) ([]rootfs.Layer, []Layer, error) {
+	if limit, size := s.limits().Rootfs.Bytes, c.size(); size < 0 || size > limit {
+		return nil, nil, fmt.Errorf("%w: over %d MiB of layers", ErrTooLarge, limit>>20)
+	}
+	var kept []Layer
+	if c.keep {
+		var err error
+		if kept, err = s.fetch(ctx, c, p); err != nil {
+			return nil, nil, err
+		}
+	}
 	out := make([]rootfs.Layer, len(c.layers))
 	for i, b := range c.layers {
-		total += b.size
-		if limit := s.limits().Rootfs.Bytes; total < 0 || total > limit {
-			return nil, 0, fmt.Errorf("%w: over %d MiB of layers", ErrTooLarge, limit>>20)
-		}
 		name := b.digest
 		if name == "" {
 			name = cf.diffIDs[i]
 		}
 		out[i] = rootfs.Layer{Name: short(name), DiffID: cf.diffIDs[i]}
-		if b.local {
+		if c.keep {
+			out[i].Open = func() (io.ReadCloser, error) { return os.Open(s.blob(kept[i].Digest)) }
+		} else {
 			out[i].Open = func() (io.ReadCloser, error) { return b.open(ctx) }
-			continue
-		}
-		file := filepath.Join(work, hexOf(b.digest))
-		remote[file] = b
-		out[i].Open = func() (io.ReadCloser, error) { return os.Open(file) }
-	}
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(parallelLayers)
-	for file, b := range remote {
-		g.Go(func() error { return download(ctx, b, file, p) })
-	}
-	return out, total, g.Wait()
-}
-
-// short is a digest as people see it.
-func short(digest string) string { return hexOf(digest)[:12] }
-
-// download stores a blob in a file and checks it.
-func download(ctx context.Context, b blob, file string, p progress.Reporter) (err error) {
-	task := p.Task("layer "+short(b.digest), b.size)
-	defer func() { task.Done(err) }()
-	for try := 1; ; try++ {
-		err = downloadOnce(ctx, b, file, task)
-		if err == nil || try == downloadTries || !errors.Is(err, errBroken) {
-			break
 		}
 	}
-	if err != nil {
-		return fmt.Errorf("layer %s: %w", short(b.digest), err)
-	}
-	return nil
-}
-
-// errBroken: a download ended early; another try may help.
-var errBroken = errors.New("the connection broke")
-
-func downloadOnce(ctx context.Context, b blob, file string, task progress.Task) (err error) {
-	r, err := b.open(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = r.Close() }()
-	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if cerr := f.Close(); err == nil {
-			err = cerr
-		}
-	}()
-	sum := sha256.New()
-	in := &failReader{r: io.LimitReader(r, b.size+1)}
-	n, err := io.Copy(io.MultiWriter(f, sum, taskWriter{task}), in)
-	got := "sha256:" + hex.EncodeToString(sum.Sum(nil))
-	switch {
-	case n == b.size && got == b.digest:
-		return nil
-	case n >= b.size:
-		return fmt.Errorf("%w: what the registry sent is not what its digest says (%d bytes, the manifest says %d)", ErrCorrupt, n, b.size)
-	case ctx.Err() != nil:
-		return ctx.Err()
-	case err != nil && in.err == nil: // writing failed
-		return err
-	}
-	task.Add(-n) // it starts over
-	return fmt.Errorf("%w: %w after %d of %d bytes: try again", ErrRegistry, errBroken, n, b.size)
-}
-
-// failReader remembers the error of its reader, to tell it from a writer's.
-type failReader struct {
-	r   io.Reader
-	err error
-}
-
-func (f *failReader) Read(p []byte) (int, error) {
-	n, err := f.r.Read(p)
-	if err != nil && !errors.Is(err, io.EOF) {
-		f.err = err
-	}
-	return n, err
-}
-
-type taskWriter struct{ progress.Task }
-
-func (w taskWriter) Write(p []byte) (int, error) {
-	w.Add(int64(len(p)))
-	return len(p), nil
+	return out, kept, nil
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	"golang.org/x/sys/unix"
 )
 
@@ -22,13 +23,28 @@ var errRemoved = errors.New("the image was removed meanwhile")
 
 // Entry is one image of the cache.
 type Entry struct {
-	Digest     string
-	Reference  string    // that it was made for
-	References []string  // of registries, that point at it now
-	Created    time.Time // when it was made
-	Dir        string    // all that the cache has of it
-	Err        error     // why it is of no use; the rest may be empty
+	Digest    string
+	Reference string    // that it was made for
+	Names     []Name    // that it has now, sorted
+	Platform  string    // "linux/amd64"
+	Created   time.Time // when it was made here
+	LastUsed  time.Time // by a VM or by a command that gets images ready
+	DiskSize  int64     // bytes, holes included
+	Layers    []Layer   // those that are in the cache, lowest first
+	Config    Config
+	Dir       string // its disk and records
+	Err       error  // why it is of no use; the rest may be empty
 }
+
+// Name is one that an image has.
+type Name struct {
+	Name     string // in full: "docker.io/library/nginx:latest"
+	Manifest string // digest of what the registry has under it; empty if it was given here
+	file     string
+}
+
+// Disk is the path of the image's ext4 file.
+func (e Entry) Disk() string { return filepath.Join(e.Dir, diskName) }
 
 // List returns all images of the cache, oldest first. One that is broken is
 // an entry with Err set.
@@ -37,7 +53,7 @@ func (s *Store) List() ([]Entry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list images: %w", err)
 	}
-	refs, err := s.references()
+	names, err := s.names()
 	if err != nil {
 		return nil, err
 	}
@@ -53,28 +69,42 @@ func (s *Store) List() ([]Entry, error) {
 				continue // removed meanwhile
 			}
 		}
-		list = append(list, Entry{
-			Digest: digest, Reference: rec.Reference, References: refs[digest], Created: rec.Created, Dir: s.entry(digest), Err: err,
-		})
+		e := Entry{
+			Digest: digest, Reference: rec.Reference, Names: names[digest], Platform: rec.Platform, Created: rec.Created,
+			DiskSize: rec.Size, Layers: s.keptLayers(digest), Config: rec.Config, Dir: s.entry(digest), Err: err,
+		}
+		if st, err := os.Stat(filepath.Join(e.Dir, recordName)); err == nil {
+			e.LastUsed = st.ModTime()
+		}
+		list = append(list, e)
 	}
 	slices.SortStableFunc(list, func(a, b Entry) int { return a.Created.Compare(b.Created) })
 	return list, nil
 }
 
-// references says for each image which references point at it.
-func (s *Store) references() (map[string][]string, error) {
+// names says for each image which names it has.
+func (s *Store) names() (map[string][]Name, error) {
 	files, err := os.ReadDir(s.join("refs"))
 	if err != nil {
 		return nil, fmt.Errorf("list images: %w", err)
 	}
-	refs := map[string][]string{}
+	names := map[string][]Name{}
 	for _, f := range files {
 		var res resolution
-		if err := readJSON(s.join("refs", f.Name()), &res); err == nil && isDigest(res.Digest) {
-			refs[res.Digest] = append(refs[res.Digest], res.Reference)
+		path := s.join("refs", f.Name())
+		if readJSON(path, &res) != nil || !isDigest(res.Digest) || !strings.HasSuffix(f.Name(), ".json") {
+			continue
 		}
+		full := res.Reference
+		if n, err := name.ParseReference(full); err == nil {
+			full = fullName(n)
+		}
+		names[res.Digest] = append(names[res.Digest], Name{Name: full, Manifest: res.Manifest, file: path})
 	}
-	return refs, nil
+	for _, n := range names {
+		slices.SortFunc(n, func(a, b Name) int { return strings.Compare(a.Name, b.Name) })
+	}
+	return names, nil
 }
 
 // IsFile reports whether a reference names a file or a directory, rather than
@@ -120,7 +150,11 @@ func (s *Store) Remove(digest string, inUse func() (bool, error)) (bool, error) 
 	if err := os.RemoveAll(trash); err != nil {
 		return false, fmt.Errorf("remove image %s: %w", short(digest), err)
 	}
-	return true, s.dropReferences(digest)
+	if err := s.dropReferences(digest); err != nil {
+		return true, err
+	}
+	_, err = s.Collect(false) // if somebody fetches images now, the next one will
+	return true, err
 }
 
 // dropReferences forgets what pointed at an image that is gone.
@@ -171,6 +205,7 @@ func (s *Store) hold(img *Image) error {
 		var now os.FileInfo
 		if now, err = os.Stat(path); err == nil && os.SameFile(mine, now) {
 			img.held = f
+			s.touch(img.Digest)
 			return nil
 		}
 	}

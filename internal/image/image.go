@@ -56,6 +56,8 @@ const (
 type EnsureOptions struct {
 	Pull     Pull              // empty: PullMissing
 	Platform string            // "linux/amd64[/variant]"; empty: this machine's
+	Access   Access            // how registries are asked
+	Keep     bool              // keep the layers of an archive, too, as those from a registry always are
 	Progress progress.Reporter // nil: progress.Discard
 }
 

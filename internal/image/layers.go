@@ -3,7 +3,6 @@ package image
 import (
 	"context"
 	"fmt"
-	"os"
 
 	"github.com/fcvm/fcvm/internal/progress"
 	"github.com/fcvm/fcvm/internal/rootfs"
@@ -25,47 +24,40 @@ func (s *Store) Layers(ctx context.Context, ref string, o EnsureOptions) (layers
 	if err != nil {
 		return nil, nil, err
 	}
-	find := s.findRemote
-	if r.kind != kindRegistry {
-		find = s.findFile
-	}
-	c, err := find(ctx, r, want)
+	c, err := s.find(ctx, &r, want, o)
 	if err != nil {
 		return nil, nil, fmt.Errorf("image %s: %w", ref, err)
 	}
-	// The lock also keeps the work directory from being swept.
-	l, err := takeLock(ctx, s.lockFor(c.id), func() {
-		o.Progress.Note("waiting for another fcvm that is converting " + r.text)
-	})
+	if !c.keep {
+		layers, err = s.readableLayers(ctx, c, want, o.Progress)
+		if err != nil {
+			c.close()
+			return nil, nil, fmt.Errorf("image %s: %w", ref, s.diskError(err))
+		}
+		return layers, c.close, nil
+	}
+	blobs, err := s.useBlobs(ctx)
 	if err != nil {
 		c.close()
 		return nil, nil, s.diskError(err)
 	}
-	work := s.workFor(c.id)
 	release = func() {
-		_ = os.RemoveAll(work)
-		l.release()
 		c.close()
+		_ = blobs.Close()
+		_, _ = s.Collect(false) // no image has them, unless it was pulled
 	}
-	if layers, err = s.fetchLayers(ctx, c, want, o.Progress, work); err != nil {
+	if layers, err = s.readableLayers(ctx, c, want, o.Progress); err != nil {
 		release()
 		return nil, nil, fmt.Errorf("image %s: %w", ref, s.diskError(err))
 	}
 	return layers, release, nil
 }
 
-// fetchLayers makes the work directory anew and the layers readable.
-func (s *Store) fetchLayers(ctx context.Context, c *content, want platform, p progress.Reporter, work string) ([]rootfs.Layer, error) {
-	if err := os.RemoveAll(work); err != nil {
-		return nil, err
-	}
+func (s *Store) readableLayers(ctx context.Context, c *content, want platform, p progress.Reporter) ([]rootfs.Layer, error) {
 	cf, err := checkedConfig(ctx, c, want)
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(work, 0o700); err != nil {
-		return nil, err
-	}
-	layers, _, err := s.layers(ctx, c, cf, p, work)
+	layers, _, err := s.layers(ctx, c, cf, p)
 	return layers, err
 }

@@ -54,15 +54,36 @@ type content struct {
 	layers []blob // lowest first
 	// config reads the configuration, which has the digest id.
 	config func(context.Context) ([]byte, error)
+	// keep says that the cache keeps the layers, too.
+	keep bool
+	// manifest is the digest of what the reference names in a registry, an
+	// index or a manifest; empty elsewhere.
+	manifest string
 	// close lets the source go.
 	close func()
 }
 
+// size is that of all layers together, as the source has them; negative where
+// that is no number.
+func (c *content) size() int64 {
+	var total int64
+	for _, b := range c.layers {
+		if total += b.size; total < 0 {
+			return -1
+		}
+	}
+	return total
+}
+
 // blob is one layer as its source has it, perhaps compressed.
 type blob struct {
-	digest string // "sha256:…" of its bytes; empty where the source does not say
-	size   int64  // of its bytes
-	open   func(context.Context) (io.ReadCloser, error)
+	digest    string // "sha256:…" of its bytes; empty where the source does not say
+	size      int64  // of its bytes
+	mediaType string
+	open      func(context.Context) (io.ReadCloser, error)
+	// resume opens it at an offset; nil where that is not possible. The error
+	// is errNoRange when this source cannot do it after all.
+	resume func(ctx context.Context, at int64) (io.ReadCloser, error)
 	local  bool // open is cheap and can be repeated
 }
 
@@ -184,6 +205,7 @@ func readBounded(r io.Reader, limit int64) ([]byte, error) {
 
 // configFile is the part of an image's configuration that is used.
 type configFile struct {
+	raw      []byte
 	platform platform
 	config   Config
 	diffIDs  []string

@@ -16,6 +16,9 @@ const (
 	kindOCIArchive
 	kindDockerArchive
 	kindOCIDir
+	kindContainersStorage
+	kindDockerDaemon
+	kindID // of an image in the cache
 )
 
 // prefixes of references that are files, as skopeo and Podman have them:
@@ -27,15 +30,18 @@ var prefixes = []struct {
 	{"oci-archive:", kindOCIArchive},
 	{"docker-archive:", kindDockerArchive},
 	{"oci:", kindOCIDir},
+	{"containers-storage:", kindContainersStorage},
+	{"docker-daemon:", kindDockerDaemon},
 }
 
 // reference is a parsed image reference.
 type reference struct {
-	text string // as given
-	kind kind
-	path string         // of an archive or directory
-	tag  string         // which of its images; empty: the only one
-	name name.Reference // in a registry, with Docker's defaults filled in
+	text   string // as given
+	kind   kind
+	path   string         // of an archive or directory; the name in another's storage
+	tag    string         // which of its images; empty: the only one
+	name   name.Reference // in a registry, with Docker's defaults filled in
+	digest string         // of kindID
 }
 
 // parseReference understands what docker run takes, and the file prefixes.
@@ -45,12 +51,26 @@ func parseReference(text string) (reference, error) {
 		if !ok {
 			continue
 		}
-		r := reference{text: text, kind: p.kind}
-		r.path, r.tag = splitPath(rest)
+		r := reference{text: text, kind: p.kind, path: rest}
+		switch p.kind {
+		case kindOCIArchive, kindDockerArchive, kindOCIDir:
+			r.path, r.tag = splitPath(rest)
+		case kindContainersStorage, kindDockerDaemon:
+			if strings.HasPrefix(rest, "-") || strings.ContainsAny(rest, " \t\n") {
+				return reference{}, fmt.Errorf("%w: %q: %q is no name", ErrReference, text, rest)
+			}
+		}
 		if r.path == "" {
-			return reference{}, fmt.Errorf("%w: %q names no file after %q", ErrReference, text, p.text)
+			what := "file"
+			if p.kind == kindContainersStorage || p.kind == kindDockerDaemon {
+				what = "image"
+			}
+			return reference{}, fmt.Errorf("%w: %q names no %s after %q", ErrReference, text, what, p.text)
 		}
 		return r, nil
+	}
+	if isDigest(text) {
+		return reference{text: text, kind: kindID, digest: text}, nil
 	}
 	if i := strings.Index(text, "://"); i > 0 {
 		return reference{}, fmt.Errorf("%w: %q: leave out %q", ErrReference, text, text[:i+3])

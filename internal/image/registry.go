@@ -2,12 +2,16 @@ package image
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
+	"path"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -19,29 +23,78 @@ import (
 const (
 	headerTimeout = time.Minute // for a registry to start its answer
 	stallTimeout  = time.Minute // without a byte of a layer
+	maxRedirects  = 10
 )
 
-// findRemote finds an image in a registry.
-func (s *Store) findRemote(ctx context.Context, r reference, want platform) (*content, error) {
-	keys := &keychain{getenv: os.Getenv, uid: os.Getuid()}
-	base := remote.DefaultTransport.(*http.Transport).Clone()
-	base.ResponseHeaderTimeout = headerTimeout
-	puller, err := remote.NewPuller(
-		remote.WithAuthFromKeychain(keys),
-		remote.WithTransport(secureTransport{base}),
-		remote.WithUserAgent("fcvm"),
-	)
+// Access says how registries are spoken to.
+type Access struct {
+	// AuthFile holds the credentials, in place of all the places where they
+	// are looked for otherwise.
+	AuthFile string
+	// TLSVerify false takes any certificate, and plain HTTP; true checks even
+	// where registries.conf says otherwise. Nil: what registries.conf says.
+	TLSVerify *bool
+}
+
+// findRemote finds an image in a registry or one of its mirrors, and sets
+// r.name to what a short name has turned out to mean.
+func (s *Store) findRemote(ctx context.Context, r *reference, want platform, a Access) (*content, error) {
+	conf, err := loadRegistries(os.Getenv)
 	if err != nil {
 		return nil, err
 	}
-	reg := repository{puller: puller, ref: r.name, keys: keys, idle: base.CloseIdleConnections}
-	d, err := puller.Get(ctx, r.name)
+	names, err := conf.meanings(r.text)
+	if err != nil {
+		return nil, err
+	}
+	var failed []error
+	for _, n := range names {
+		c, err := s.findNamed(ctx, n, conf, want, a)
+		if err == nil {
+			r.name = n
+			return c, nil
+		}
+		if ctx.Err() != nil {
+			return nil, err
+		}
+		failed = append(failed, err)
+	}
+	return nil, errors.Join(failed...)
+}
+
+// findNamed asks one registry, its mirrors first. What a mirror cannot give,
+// the registry may.
+func (s *Store) findNamed(ctx context.Context, n name.Reference, conf registries, want platform, a Access) (*content, error) {
+	list, err := conf.endpoints(n)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range list {
+		if a.TLSVerify != nil {
+			e.insecure = !*a.TLSVerify
+		}
+		var c *content
+		if c, err = s.findAt(ctx, e, conf.CredentialHelpers, want, a); err == nil || ctx.Err() != nil {
+			return c, err
+		}
+	}
+	return nil, err // the registry's own: it is the last
+}
+
+// findAt asks one place.
+func (s *Store) findAt(ctx context.Context, e endpoint, helpers []string, want platform, a Access) (*content, error) {
+	reg, err := openRepository(ctx, e, helpers, a)
+	if err != nil {
+		return nil, err
+	}
+	d, err := reg.puller.Get(ctx, reg.ref)
 	if err == nil && int64(len(d.Manifest)) > s.limits().Manifest {
 		err = fmt.Errorf("%w: a manifest of %d bytes", ErrTooLarge, len(d.Manifest))
 	}
 	if err == nil {
 		var c *content
 		if c, err = resolve(ctx, reg, d.MediaType, d.Manifest, want, s.limits()); err == nil {
+			c.keep, c.manifest = true, d.Digest.String()
 			return c, nil
 		}
 	}
@@ -52,9 +105,57 @@ func (s *Store) findRemote(ctx context.Context, r reference, want platform) (*co
 // repository is the blobs of a registry under one name.
 type repository struct {
 	puller *remote.Puller
+	client *http.Client
 	ref    name.Reference
 	keys   *keychain
 	idle   func()
+}
+
+// openRepository introduces itself to a registry.
+func openRepository(ctx context.Context, e endpoint, helpers []string, a Access) (repository, error) {
+	ref := e.ref
+	if e.insecure {
+		var err error
+		if ref, err = name.ParseReference(ref.Name(), name.Insecure); err != nil {
+			return repository{}, err
+		}
+	}
+	base := remote.DefaultTransport.(*http.Transport).Clone()
+	base.ResponseHeaderTimeout = headerTimeout
+	plain := ""
+	if e.insecure {
+		plain = ref.Context().RegistryStr()
+		base.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} //nolint:gosec // it was asked for, for this registry
+	}
+	g := repository{
+		ref: ref, idle: base.CloseIdleConnections,
+		keys: &keychain{getenv: os.Getenv, uid: os.Getuid(), file: a.AuthFile, helpers: helpers},
+	}
+	auth, err := g.keys.Resolve(ref.Context())
+	if err != nil {
+		return repository{}, err
+	}
+	rt, err := transport.NewWithContext(ctx, ref.Context().Registry, auth,
+		transport.NewUserAgent(transport.NewRetry(secureTransport{base, plain}), "fcvm"), []string{ref.Scope(transport.PullScope)})
+	if err != nil {
+		g.close()
+		return repository{}, g.explain(ctx, err)
+	}
+	g.client = &http.Client{Transport: rt, CheckRedirect: checkRedirect}
+	g.puller, err = remote.NewPuller(remote.WithTransport(rt))
+	return g, err
+}
+
+// checkRedirect keeps a registry from sending us to a host's own network.
+func checkRedirect(req *http.Request, via []*http.Request) error {
+	if len(via) >= maxRedirects {
+		return fmt.Errorf("over %d redirects", maxRedirects)
+	}
+	from, to := via[0].URL.Hostname(), req.URL.Hostname()
+	if ip := net.ParseIP(to); from != to && ip != nil && (ip.IsPrivate() || ip.IsLoopback() || ip.IsLinkLocalUnicast()) {
+		return fmt.Errorf("%s sends us on to %s, which is no public address", from, to)
+	}
+	return nil
 }
 
 func (g repository) close() { g.idle() }
@@ -90,24 +191,72 @@ func (g repository) read(ctx context.Context, d v1.Descriptor, limit int64) ([]b
 }
 
 func (g repository) layer(d v1.Descriptor) blob {
-	return blob{digest: d.Digest.String(), size: d.Size, open: func(ctx context.Context) (io.ReadCloser, error) {
-		return g.open(ctx, d)
-	}}
+	return blob{
+		digest: d.Digest.String(), size: d.Size, mediaType: string(d.MediaType),
+		open:   func(ctx context.Context) (io.ReadCloser, error) { return g.open(ctx, d) },
+		resume: func(ctx context.Context, at int64) (io.ReadCloser, error) { return g.openAt(ctx, d, at) },
+	}
 }
 
-// open starts to download a blob. A download that stalls is given up.
 func (g repository) open(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error) {
-	l, err := g.puller.Layer(ctx, g.digest(d))
+	return g.openAt(ctx, d, 0)
+}
+
+// errNoRange: a registry sends blobs from their start only.
+var errNoRange = errors.New("the registry sends whole blobs only")
+
+// openAt starts to download a blob at an offset. A download that stalls is
+// given up.
+func (g repository) openAt(ctx context.Context, d v1.Descriptor, at int64) (io.ReadCloser, error) {
+	u := url.URL{
+		Scheme: g.ref.Context().Scheme(), Host: g.ref.Context().RegistryStr(),
+		Path: path.Join("/v2", g.ref.Context().RepositoryStr(), "blobs", d.Digest.String()),
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
+		return nil, err
+	}
+	if at > 0 {
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", at))
+	}
+	resp, err := g.client.Do(req)
+	if err != nil {
+		if ctx.Err() == nil && !errors.Is(err, errPlainHTTP) {
+			err = fmt.Errorf("%w: %w", errBroken, err)
+		}
 		return nil, g.explain(ctx, err)
 	}
-	r, err := l.Compressed()
-	if err != nil {
+	if err := checkAnswer(resp, d, at); err != nil {
+		_ = resp.Body.Close()
 		return nil, g.explain(ctx, err)
 	}
-	watch := &stallReader{ReadCloser: r}
-	watch.timer = time.AfterFunc(stallTimeout, func() { _ = r.Close() })
+	watch := &stallReader{ReadCloser: resp.Body}
+	watch.timer = time.AfterFunc(stallTimeout, func() { _ = resp.Body.Close() })
 	return watch, nil
+}
+
+// checkAnswer looks at how a registry begins to answer a request for a blob
+// from an offset on.
+func checkAnswer(resp *http.Response, d v1.Descriptor, at int64) error {
+	switch {
+	case resp.StatusCode >= http.StatusInternalServerError || resp.StatusCode == http.StatusTooManyRequests:
+		return fmt.Errorf("%w: %w", errBroken, transport.CheckError(resp, http.StatusOK))
+	case at > 0 && resp.StatusCode == http.StatusRequestedRangeNotSatisfiable, at > 0 && resp.StatusCode == http.StatusOK:
+		return errNoRange
+	}
+	if err := transport.CheckError(resp, http.StatusOK, http.StatusPartialContent); err != nil {
+		return err
+	}
+	if at > 0 {
+		var from int64
+		if _, err := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-", &from); err != nil || from != at {
+			return errNoRange
+		}
+	}
+	if n := resp.ContentLength; n >= 0 && n != d.Size-at {
+		return fmt.Errorf("%w: blob %s has %d bytes there, the manifest says %d", ErrCorrupt, d.Digest, n+at, d.Size)
+	}
+	return nil
 }
 
 type stallReader struct {
@@ -125,16 +274,23 @@ func (s *stallReader) Close() error {
 	return s.ReadCloser.Close()
 }
 
-// secureTransport allows plain HTTP to this machine only, whatever a name, a
-// redirect or an authentication challenge says.
-type secureTransport struct{ base http.RoundTripper }
+// secureTransport allows plain HTTP to this machine and to the registry for
+// which it was allowed only, whatever a name, a redirect or an authentication
+// challenge says.
+type secureTransport struct {
+	base  http.RoundTripper
+	plain string // HOST[:PORT]; empty: none
+}
+
+// errPlainHTTP: something is to go over the network unprotected.
+var errPlainHTTP = errors.New("that is allowed for localhost only, or with --tls-verify=false")
 
 func (t secureTransport) RoundTrip(req *http.Request) (*http.Response, error) {
-	if req.URL.Scheme != "https" && !isLoopback(req.URL.Hostname()) {
+	if req.URL.Scheme != "https" && !isLoopback(req.URL.Hostname()) && (t.plain == "" || req.URL.Host != t.plain) {
 		if req.Body != nil {
 			_ = req.Body.Close()
 		}
-		return nil, fmt.Errorf("plain HTTP to %s: that is allowed for localhost only", req.URL.Host)
+		return nil, fmt.Errorf("plain HTTP to %s: %w", req.URL.Host, errPlainHTTP)
 	}
 	return t.base.RoundTrip(req)
 }
@@ -149,7 +305,7 @@ func isLoopback(host string) bool {
 
 // explain says in the person's words what a registry's error means.
 func (g repository) explain(ctx context.Context, err error) error {
-	for _, own := range []error{ErrReference, ErrNotFound, ErrRegistry, ErrUnauthorized, ErrPlatform, ErrCorrupt, ErrUnsafe, ErrTooLarge} {
+	for _, own := range []error{errNoRange, ErrReference, ErrNotFound, ErrRegistry, ErrUnauthorized, ErrPlatform, ErrCorrupt, ErrUnsafe, ErrTooLarge} {
 		if errors.Is(err, own) {
 			return err
 		}
@@ -160,11 +316,19 @@ func (g repository) explain(ctx context.Context, err error) error {
 	host := g.host()
 	var te *transport.Error
 	if errors.As(err, &te) {
-		return g.explainStatus(host, te)
+		told := g.explainStatus(host, te)
+		if errors.Is(err, errBroken) {
+			return fmt.Errorf("%w: %w", errBroken, told)
+		}
+		return told
 	}
 	var dns *net.DNSError
 	if errors.As(err, &dns) && dns.IsNotFound {
 		return fmt.Errorf("%w: the name %s is not known: check what is before the first slash, and that the network is up", ErrRegistry, host)
+	}
+	var unknown x509.UnknownAuthorityError
+	if errors.As(err, &unknown) {
+		return fmt.Errorf("%w: nobody that this host trusts vouches for %s: %w; with --tls-verify=false it is taken all the same", ErrRegistry, host, unknown)
 	}
 	var op *net.OpError
 	if errors.As(err, &op) && op.Op == "dial" {

@@ -170,7 +170,7 @@ func TestEnsurePlainHTTP(t *testing.T) {
 			req.URL.Host = "[" + host + "]"
 		}
 		ok := roundTripper(func(*http.Request) (*http.Response, error) { return &http.Response{}, nil })
-		_, err := secureTransport{ok}.RoundTrip(req)
+		_, err := secureTransport{base: ok}.RoundTrip(req)
 		if got := err == nil; got != want {
 			t.Errorf("http://%s: allowed %v, want %v", host, got, want)
 		}
@@ -262,6 +262,7 @@ func noCredentials(t *testing.T) string {
 		t.Setenv(k, home)
 	}
 	t.Setenv("DOCKER_CONFIG", "")
+	t.Setenv("CONTAINERS_REGISTRIES_CONF", filepath.Join(home, "none"))
 	t.Setenv("REGISTRY_AUTH_FILE", "")
 	return home
 }

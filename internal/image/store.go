@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/renameio/v2"
 
 	"github.com/fcvm/fcvm/internal/progress"
@@ -21,7 +22,12 @@ import (
 // processes.
 //
 //	DIR/disks/HEX/image.ext4   the image whose configuration has this digest
-//	DIR/disks/HEX/image.json   its record
+//	DIR/disks/HEX/image.json   its record; its time is when the image was last used
+//	DIR/disks/HEX/config.json  the configuration itself
+//	DIR/disks/HEX/layers.json  its layers, if they are kept
+//	DIR/blobs/HEX              a layer that is kept, with this digest
+//	DIR/blobs.lock             flock: shared by who fetches layers
+//	DIR/partial/HEX            a layer that has not come in whole
 //	DIR/refs/HEX.json          what a registry reference was resolved to
 //	DIR/work/HEX/              a conversion that runs; its lock's holder owns it
 //	DIR/locks/HEX              flock: who converts this image
@@ -38,6 +44,7 @@ const (
 	maxRecord    = 16 << 20 // bytes of a record or reference; what is larger is not ours
 	diskName     = "image.ext4"
 	recordName   = "image.json"
+	configName   = "config.json"
 )
 
 // record is what is known of an image in the cache, beside its disk.
@@ -48,6 +55,7 @@ type record struct {
 	Platform  string    `json:"platform"`
 	Created   time.Time `json:"created"`
 	Size      int64     `json:"size"`
+	Sum       string    `json:"sum,omitempty"` // of the disk, see sumDisk
 	Config    Config    `json:"config"`
 }
 
@@ -57,6 +65,7 @@ type resolution struct {
 	Reference string    `json:"reference"` // in full: registry, repository, tag or digest
 	Platform  string    `json:"platform"`
 	Digest    string    `json:"digest"`
+	Manifest  string    `json:"manifest,omitempty"` // what the registry has under the name
 	Resolved  time.Time `json:"resolved"`
 }
 
@@ -64,7 +73,7 @@ type resolution struct {
 // conversions have left.
 func Open(dir string) (*Store, error) {
 	s := &Store{dir: dir}
-	for _, d := range []string{dir, s.join("disks"), s.join("refs"), s.work(), s.join("locks")} {
+	for _, d := range []string{dir, s.join("disks"), s.join("refs"), s.work(), s.join("locks"), s.join("blobs"), s.join("partial")} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("open image cache: %w", s.diskError(err))
 		}
@@ -117,8 +126,8 @@ func (s *Store) sweep() {
 }
 
 // Ensure returns the image that ref names, converting it first if the cache
-// has not got it. It stays in the cache until the caller releases it. The error wraps one of this package's sentinels where one
-// fits.
+// has not got it. It stays in the cache until the caller releases it. The
+// error wraps one of this package's sentinels where one fits.
 func (s *Store) Ensure(ctx context.Context, ref string, o EnsureOptions) (Image, error) {
 	if o.Progress == nil {
 		o.Progress = progress.Discard
@@ -158,48 +167,89 @@ func (s *Store) ensure(ctx context.Context, r reference, want platform, o Ensure
 	default:
 		return Image{}, fmt.Errorf("%w: --pull %q: it is missing, always or never", ErrReference, o.Pull)
 	}
-	if r.kind != kindRegistry {
-		c, err := s.findFile(ctx, r, want)
-		if err != nil {
-			return Image{}, err
-		}
-		defer c.close()
-		return s.obtain(ctx, c, r, want, o)
+	if r.kind == kindID {
+		return s.byID(r, want)
 	}
-	if o.Pull != PullAlways {
-		if img, ok := s.resolved(r, want); ok {
+	if r.kind == kindRegistry && o.Pull != PullAlways {
+		img, ok, err := s.resolved(r, want)
+		if ok || err != nil {
+			return img, err
+		}
+		if o.Pull == PullNever {
+			return Image{}, fmt.Errorf("%w in the cache, and pulling is off: leave out --pull never", ErrNotFound)
+		}
+	}
+	if (r.kind == kindContainersStorage || r.kind == kindDockerDaemon) && !o.Keep {
+		if img, ok := s.converted(ctx, r, want); ok {
 			return img, nil
 		}
 	}
-	if o.Pull == PullNever {
-		return Image{}, fmt.Errorf("%w in the cache, and pulling is off: leave out --pull never", ErrNotFound)
-	}
-	c, err := s.findRemote(ctx, r, want)
+	c, err := s.find(ctx, &r, want, o)
 	if err != nil {
 		return Image{}, err
 	}
 	defer c.close()
+	c.keep = c.keep || o.Keep
 	img, err := s.obtain(ctx, c, r, want, o)
-	if err != nil {
-		return Image{}, err
+	if err != nil || r.kind != kindRegistry {
+		return img, err
 	}
-	return img, s.remember(r, want, img.Digest)
+	return img, s.remember(r, want, img.Digest, c.manifest)
 }
 
-// resolved returns the image of a reference that was resolved before.
-func (s *Store) resolved(r reference, p platform) (Image, bool) {
+// find finds an image at its source.
+func (s *Store) find(ctx context.Context, r *reference, want platform, o EnsureOptions) (*content, error) {
+	switch r.kind {
+	case kindRegistry:
+		return s.findRemote(ctx, r, want, o.Access)
+	case kindContainersStorage, kindDockerDaemon:
+		return s.findLocal(ctx, *r, want, o.Progress)
+	case kindID:
+		return s.findCached(ctx, r.digest)
+	}
+	return s.findFile(ctx, *r, want)
+}
+
+// resolved returns the image of a reference that was resolved before, or that
+// was given that name here.
+func (s *Store) resolved(r reference, p platform) (Image, bool, error) {
+	names := []name.Reference{r.name}
+	if isShort(r.text) {
+		conf, err := loadRegistries(os.Getenv)
+		if err != nil {
+			return Image{}, false, err
+		}
+		meant, err := conf.meanings(r.text)
+		if err != nil {
+			meant = nil // it may be the name of something here; if not, this is said when registries are asked
+		}
+		names = append(meant, names...)
+	}
+	for _, n := range names {
+		r.name = n
+		if digest := s.resolution(r, p); digest != "" {
+			if _, img, err := s.lookup(digest); err == nil {
+				return img, true, nil
+			}
+		}
+	}
+	return Image{}, false, nil
+}
+
+// resolution returns the digest that a name in a registry was resolved to, or
+// nothing.
+func (s *Store) resolution(r reference, p platform) string {
 	var res resolution
-	if err := readJSON(s.refFor(r, p), &res); err != nil || res.Schema != recordSchema || !isDigest(res.Digest) {
-		return Image{}, false
+	if err := readJSON(s.refFor(r, p), &res); err == nil && res.Schema == recordSchema && isDigest(res.Digest) {
+		return res.Digest
 	}
-	_, img, err := s.lookup(res.Digest)
-	return img, err == nil
+	return ""
 }
 
-func (s *Store) remember(r reference, p platform, digest string) error {
+func (s *Store) remember(r reference, p platform, digest, manifest string) error {
 	return s.writeJSON(s.refFor(r, p), resolution{
 		Schema: recordSchema, Reference: r.name.Name(), Platform: p.String(),
-		Digest: digest, Resolved: time.Now().UTC(),
+		Digest: digest, Manifest: manifest, Resolved: time.Now().UTC(),
 	})
 }
 
@@ -245,6 +295,11 @@ func (s *Store) writeJSON(path string, v any) error {
 	return nil
 }
 
+// writeConfig keeps a configuration as it is: its digest is the image's.
+func (s *Store) writeConfig(dir string, raw []byte) error {
+	return s.diskError(renameio.WriteFile(filepath.Join(dir, configName), raw, 0o600, renameio.WithStaticPermissions(0o600)))
+}
+
 func isNoSpace(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
@@ -253,6 +308,8 @@ func isNoSpace(err error) bool {
 // ours. Other errors stay what they are.
 func (s *Store) diskError(err error) error {
 	switch {
+	case err == nil:
+		return nil
 	case errors.Is(err, ErrNoSpace), isNoSpace(err):
 		return fmt.Errorf("%w: %s is full: free some, or choose another place with --data-dir", ErrNoSpace, s.dir)
 	case errors.Is(err, fs.ErrPermission):

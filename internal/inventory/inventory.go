@@ -16,7 +16,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/fcvm/fcvm/internal/image"
 	"github.com/fcvm/fcvm/internal/rootfs"
@@ -33,6 +32,7 @@ type Kind string
 const (
 	VM       Kind = "VM"
 	Image    Kind = "image"
+	Layers   Kind = "shared layers"
 	Kernel   Kind = "kernel"
 	Root     Kind = "guest root"
 	VMM      Kind = "VMM"
@@ -41,7 +41,7 @@ const (
 )
 
 // Kinds are all of them.
-var Kinds = []Kind{VM, Image, Kernel, Root, VMM, Scratch, Leftover}
+var Kinds = []Kind{VM, Image, Layers, Kernel, Root, VMM, Scratch, Leftover}
 
 // Item is one thing in the data directory.
 type Item struct {
@@ -49,17 +49,18 @@ type Item struct {
 	ID    string `json:"id"`
 	Name  string `json:"name,omitempty"` // for people
 	State string `json:"state"`          // one or a few words
-	Path  string `json:"path"`
+	Path  string `json:"path,omitempty"`
 	Size  int64  `json:"size"` // bytes that would be free without it
 
 	// Active: a VM that runs uses it, or is it.
 	Active bool `json:"active"`
-	// Users are the ids of the VMs that use it, ended ones too.
+	// Users are the ids of those who use it: VMs, ended ones too, and others.
 	Users []string `json:"users,omitempty"`
 	// Kept: what is not used may be wanted all the same; only who wants
 	// everything gone gets rid of it.
 	Kept bool `json:"kept"`
 
+	extra  int64                               // bytes that are not below Path
 	remove func(context.Context) (bool, error) // nil: it stays
 }
 
@@ -68,6 +69,15 @@ type Inventory struct {
 	Store  *store.Store
 	Images *image.Store
 	Setup  *setup.Setup
+	// Uses say what besides VMs uses things, and what: snapshots, for example.
+	// They are asked anew before anything is removed.
+	Uses []func() ([]Use, error)
+}
+
+// Use is somebody who uses things: as long as there is one, they stay.
+type Use struct {
+	ID  string   // whose it is
+	IDs []string // of what is used: an image's digest, a kernel's or a guest root's id
 }
 
 // List returns all that there is. What cannot be listed is left out, and told
@@ -77,7 +87,10 @@ func (v *Inventory) List() ([]Item, error) {
 	if err != nil {
 		return nil, err
 	}
-	users := usersOf(v.Store, entries)
+	users, err := v.usersOf(entries)
+	if err != nil {
+		return nil, err
+	}
 	var (
 		items  []Item
 		failed []error
@@ -88,9 +101,12 @@ func (v *Inventory) List() ([]Item, error) {
 		failed = append(failed, err)
 	}
 	for i := range items {
-		size, err := usage.Disk(items[i].Path)
-		items[i].Size = size
-		failed = append(failed, err)
+		items[i].Size = items[i].extra
+		if items[i].Path != "" {
+			size, err := usage.Disk(items[i].Path)
+			items[i].Size += size
+			failed = append(failed, err)
+		}
 	}
 	return items, errors.Join(failed...)
 }
@@ -142,40 +158,6 @@ func (v *Inventory) vms(entries []store.Entry, _ *usersTable) ([]Item, error) {
 			}
 		} else if !e.Alive && !r.Status.Final() {
 			i.Kept = true // it could not be reconciled
-		}
-		items = append(items, i)
-	}
-	return items, nil
-}
-
-func (v *Inventory) images(_ []store.Entry, u *usersTable) ([]Item, error) {
-	list, err := v.Images.List()
-	if err != nil {
-		return nil, err
-	}
-	newest := map[string]time.Time{}
-	for _, e := range list {
-		if e.Created.After(newest[e.Reference]) {
-			newest[e.Reference] = e.Created
-		}
-	}
-	var items []Item
-	for _, e := range list {
-		i := Item{Kind: Image, ID: e.Digest, Name: e.Reference, State: "cached", Path: e.Dir}
-		i.Users, i.Active = u.of(e.Digest, e.Dir)
-		switch {
-		case e.Err != nil:
-			i.State = "broken"
-		case image.IsFile(e.Reference):
-			i.Kept = e.Created.Equal(newest[e.Reference])
-		default:
-			i.Kept = len(e.References) > 0
-		}
-		if e.Err == nil && !i.Kept {
-			i.State = "outdated"
-		}
-		i.remove = func(context.Context) (bool, error) {
-			return v.Images.Remove(e.Digest, func() (bool, error) { return v.used(e.Digest, e.Dir) })
 		}
 		items = append(items, i)
 	}
@@ -246,7 +228,11 @@ func (v *Inventory) used(id, path string) (bool, error) {
 	if err != nil {
 		return true, err
 	}
-	ids, _ := usersOf(v.Store, entries).of(id, path)
+	users, err := v.usersOf(entries)
+	if err != nil {
+		return true, err
+	}
+	ids, _ := users.of(id, path)
 	return len(ids) > 0, nil
 }
 
@@ -255,13 +241,13 @@ func (v *Inventory) anyAlive() (bool, error) {
 	return slices.ContainsFunc(entries, func(e store.Entry) bool { return e.Alive }), err
 }
 
-// usersTable knows which VMs use what.
+// usersTable knows who uses what.
 type usersTable struct {
-	vms      []user
+	vms      []user // and others
 	anyAlive bool
 }
 
-// user is one VM.
+// user is one VM, or somebody else who uses things.
 type user struct {
 	id      string
 	alive   bool
@@ -270,15 +256,24 @@ type user struct {
 	targets []string // of the links in its directory
 }
 
-func usersOf(st *store.Store, entries []store.Entry) *usersTable {
+func (v *Inventory) usersOf(entries []store.Entry) (*usersTable, error) {
 	u := new(usersTable)
+	for _, uses := range v.Uses {
+		list, err := uses()
+		if err != nil {
+			return nil, err
+		}
+		for _, use := range list {
+			u.vms = append(u.vms, user{id: use.ID, ids: use.IDs})
+		}
+	}
 	for _, e := range entries {
 		res := e.Record.Resolved
 		one := user{
 			id: e.Record.ID, alive: e.Alive, unknown: e.Err != nil,
 			ids: []string{res.ImageDigest, res.KernelID, res.RootID},
 		}
-		dir := string(st.Layout().VM(e.Record.ID))
+		dir := string(v.Store.Layout().VM(e.Record.ID))
 		files, err := os.ReadDir(dir)
 		if err != nil {
 			one.unknown = one.unknown || !errors.Is(err, fs.ErrNotExist)
@@ -291,7 +286,7 @@ func usersOf(st *store.Store, entries []store.Entry) *usersTable {
 		u.vms = append(u.vms, one)
 		u.anyAlive = u.anyAlive || e.Alive
 	}
-	return u
+	return u, nil
 }
 
 // of returns the VMs that use a thing, and whether one of them runs. A VM that
