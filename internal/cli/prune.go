@@ -58,19 +58,24 @@ func runSystemPrune(ctx context.Context, a *app, o *pruneOptions) error {
 	}
 	items, listErr := inv.List()
 	unused := inventory.Unused(items, o.all)
+	return errors.Join(listErr, a.removeUnused(ctx, unused, o.force, o.dryRun))
+}
+
+// removeUnused asks, unless it is not to, and removes what nobody uses.
+func (a *app) removeUnused(ctx context.Context, unused []inventory.Item, force, dryRun bool) error {
 	if len(unused) == 0 {
 		_, err := fmt.Fprintln(a.sys.Stdout, "Nothing to remove.")
-		return errors.Join(err, listErr)
+		return err
 	}
-	if !o.force {
-		if err := announce(a.sys.Stdout, unused); err != nil || o.dryRun {
-			return errors.Join(err, listErr)
+	if !force {
+		if err := announce(a.sys.Stdout, unused); err != nil || dryRun {
+			return err
 		}
 		if !a.confirmed(ctx, "Remove all of that?") {
 			return errors.Join(context.Cause(ctx), errNotConfirmed)
 		}
 	}
-	return errors.Join(listErr, removeItems(ctx, a.sys.Stdout, unused, o.dryRun))
+	return removeItems(ctx, a.sys.Stdout, unused, dryRun)
 }
 
 // errNotConfirmed: the answer was not yes.

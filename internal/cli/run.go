@@ -42,6 +42,7 @@ type runOptions struct {
 	network networkOptions
 
 	platform    string
+	access      image.Access
 	bootTimeout time.Duration
 
 	env           []string
@@ -145,6 +146,7 @@ func (o *runOptions) register(cmd *cobra.Command) {
 	o.network.register(cmd)
 	addChoice(cmd, newChoice(&o.pull, image.PullMissing, image.PullAlways, image.PullNever), "pull", "when to ask the registry for the image")
 	f.StringVar(&o.platform, "platform", "", "take the image for `OS/ARCH`")
+	addAccess(cmd, &o.access)
 	addChoice(cmd, newChoice(&o.driver, "auto", "firecracker", "qemu"), "vmm", "what runs the VM")
 	addChoice(cmd, newChoice(&o.init, vm.InitAgent, vm.InitSystemd), "init", "process 1 of the guest: agent is fast, systemd is a full system")
 	f.DurationVar(&o.bootTimeout, "boot-timeout", 0, "give the guest up after this `TIME`, as 90s or 5m (default depends on the VMM)")
@@ -187,10 +189,14 @@ func runRun(ctx context.Context, a *app, o *runOptions) error {
 		}
 	}
 
+	// The image that this run fetches is counted by the next one.
+	if err := a.shrinkImages(ctx, 0); err != nil {
+		return err
+	}
 	signals, stopSignals := containerSignals()
 	defer stopSignals()
 	opts := supervisor.Options{
-		Name: o.name, Spec: spec, Pull: o.pull, Platform: o.platform,
+		Name: o.name, Spec: spec, Pull: o.pull, Platform: o.platform, Access: o.access,
 		Stdio: c.stdio, Signals: signals, Progress: c.reporter, Verbose: c.verbose, Started: c.started,
 	}
 	if o.detach {

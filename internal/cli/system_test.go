@@ -115,7 +115,7 @@ func TestPruneRemovesWhatNobodyUses(t *testing.T) {
 	if out := h.ok("system", "prune"); out != "Nothing to remove.\n" {
 		t.Errorf("once more: %q", out)
 	}
-	if out := h.ok("system", "prune", "-af"); !strings.Contains(out, "docker.io/y") || h.left(images...) != filepath.Base(images[0]) {
+	if out := h.ok("system", "prune", "-af"); !strings.Contains(out, "docker.io/library/y") || h.left(images...) != filepath.Base(images[0]) {
 		t.Errorf("--all:\n%s", out)
 	}
 }
@@ -164,14 +164,14 @@ func TestDfAddsUpByKind(t *testing.T) {
 	if err := json.Unmarshal([]byte(h.ok("system", "df", "--format", "json")), &rows); err != nil {
 		t.Fatal(err)
 	}
-	if len(rows) != 7 || rows[0].Total != 2 || rows[0].Active != 1 || rows[0].Reclaimable == 0 || rows[0].Reclaimable >= rows[0].Size ||
+	if len(rows) != 8 || rows[0].Total != 2 || rows[0].Active != 1 || rows[0].Reclaimable == 0 || rows[0].Reclaimable >= rows[0].Size ||
 		rows[1].Total != 1 || rows[1].Active != 0 || rows[1].Size < 8192 || rows[1].Reclaimable != rows[1].Size {
 		t.Errorf("%+v", rows)
 	}
-	if out := h.ok("system", "df"); strings.Count(out, "\n") != 8 || !strings.Contains(out, "RECLAIMABLE") {
+	if out := h.ok("system", "df"); strings.Count(out, "\n") != 9 || !strings.Contains(out, "RECLAIMABLE") {
 		t.Errorf("table:\n%s", out)
 	}
-	if out := h.ok("system", "df", "-v"); !strings.Contains(out, "docker.io/x") || !strings.Contains(out, "ended") {
+	if out := h.ok("system", "df", "-v"); !strings.Contains(out, "docker.io/library/x") || !strings.Contains(out, "ended") {
 		t.Errorf("-v:\n%s", out)
 	}
 }

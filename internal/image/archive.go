@@ -207,6 +207,11 @@ func findDocker(_ context.Context, fsys files, r reference, _ platform, lim Limi
 	if err != nil {
 		return nil, err
 	}
+	return dockerContent(fsys, img, lim)
+}
+
+// dockerContent is one image of a Docker archive.
+func dockerContent(fsys files, img dockerImage, lim Limits) (*content, error) {
 	if len(img.Layers) > lim.Layers {
 		return nil, fmt.Errorf("%w: %d layers, the limit is %d", ErrTooLarge, len(img.Layers), lim.Layers)
 	}

@@ -89,17 +89,36 @@ func checkPlatform(want platform, have string) error {
 // convert makes the image's disk and records in work and moves them into the
 // cache, all at once.
 func (s *Store) convert(ctx context.Context, c *content, r reference, want platform, p progress.Reporter, work string) error {
-	cf, err := checkedConfig(ctx, c, want)
+	made, err := s.make(ctx, c, r, want, p, work)
 	if err != nil {
 		return err
+	}
+	return s.replace(made, c.id)
+}
+
+// replace puts a finished entry into its place. One that is there, whose disk
+// has not the size of its record, makes way.
+func (s *Store) replace(made, digest string) error {
+	if err := os.RemoveAll(s.entry(digest)); err != nil {
+		return err
+	}
+	return os.Rename(made, s.entry(digest))
+}
+
+// make makes the image's disk and records in a directory in work, which it
+// returns.
+func (s *Store) make(ctx context.Context, c *content, r reference, want platform, p progress.Reporter, work string) (string, error) {
+	cf, err := checkedConfig(ctx, c, want)
+	if err != nil {
+		return "", err
 	}
 	made := filepath.Join(work, "made")
 	if err := os.MkdirAll(made, 0o700); err != nil {
-		return err
+		return "", err
 	}
 	layers, kept, err := s.layers(ctx, c, cf, p)
 	if err != nil {
-		return err
+		return "", err
 	}
 	disk := filepath.Join(made, diskName)
 	size, err := s.build(ctx, layers, c.size(), r, p, disk)
@@ -107,30 +126,22 @@ func (s *Store) convert(ctx context.Context, c *content, r reference, want platf
 		size, err = s.buildAgain(ctx, c, cf, r, p, disk, err)
 	}
 	if err != nil {
-		return err
+		return "", err
 	}
 	sum, err := sumDisk(ctx, disk, nil)
 	if err != nil {
-		return err
+		return "", err
 	}
 	if c.keep {
 		if err := s.writeJSON(filepath.Join(made, layersName), layerList{Schema: recordSchema, Layers: kept}); err != nil {
-			return err
+			return "", err
 		}
 	}
 	rec := record{
 		Schema: recordSchema, Digest: c.id, Reference: r.text, Platform: cf.platform.String(),
 		Created: time.Now().UTC(), Size: size, Sum: sum, Config: cf.config,
 	}
-	err = errors.Join(s.writeConfig(made, cf.raw), s.writeJSON(filepath.Join(made, recordName), rec))
-	if err != nil {
-		return err
-	}
-	// A disk of another size than its record's makes way.
-	if err := os.RemoveAll(s.entry(c.id)); err != nil {
-		return err
-	}
-	return os.Rename(made, s.entry(c.id))
+	return made, errors.Join(s.writeConfig(made, cf.raw), s.writeJSON(filepath.Join(made, recordName), rec))
 }
 
 // buildAgain makes the disk once more when layers that were in the cache

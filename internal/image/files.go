@@ -3,11 +3,13 @@ package image
 import (
 	"archive/tar"
 	"bufio"
+	"compress/bzip2"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path"
 	"strings"
@@ -15,6 +17,7 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+	"github.com/therootcompany/xz"
 )
 
 // files is a directory or a tar archive that holds an image's parts by name.
@@ -70,6 +73,14 @@ type tarFiles struct {
 // openTar indexes an archive. One that is compressed is unpacked first, into
 // a file in tmp that has no name and so goes by itself.
 func openTar(ctx context.Context, name, tmp string, limit int64) (files, error) {
+	f, err := openRegular(name)
+	if err != nil {
+		return nil, err
+	}
+	return indexTar(ctx, f, tmp, limit)
+}
+
+func openRegular(name string) (*os.File, error) {
 	f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
@@ -78,16 +89,23 @@ func openTar(ctx context.Context, name, tmp string, limit int64) (files, error) 
 	if err == nil && !st.Mode().IsRegular() {
 		err = fmt.Errorf("%w: %s is no regular file", ErrCorrupt, name)
 	}
-	if err == nil {
-		var plain *os.File
-		if plain, err = uncompress(ctx, f, tmp, limit); plain != nil {
-			_ = f.Close()
-			f = plain
-		}
-	}
 	if err != nil {
 		_ = f.Close()
 		return nil, err
+	}
+	return f, nil
+}
+
+// indexTar is openTar for an archive that is open; it closes f.
+func indexTar(ctx context.Context, f *os.File, tmp string, limit int64) (*tarFiles, error) {
+	plain, err := uncompress(ctx, f, tmp, limit)
+	if err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	if plain != nil {
+		_ = f.Close()
+		f = plain
 	}
 	t := &tarFiles{f: f, members: map[string]*io.SectionReader{}, aliases: map[string]string{}}
 	if err := t.index(ctx); err != nil {
@@ -160,43 +178,62 @@ func (t *tarFiles) open(name string) (io.ReadCloser, int64, error) {
 
 func (t *tarFiles) close() { _ = t.f.Close() }
 
-// uncompress returns the plain archive of one that is compressed with gzip or
-// zstd, nil if it is not.
+// uncompress returns the plain archive of one that is compressed, nil if it is
+// not.
 func uncompress(ctx context.Context, f *os.File, tmp string, limit int64) (*os.File, error) {
-	var magic [4]byte
+	var magic [6]byte
 	if _, err := f.ReadAt(magic[:], 0); err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
-	var dec io.Reader
-	switch s := string(magic[:]); {
-	case strings.HasPrefix(s, "\x1f\x8b"):
-		z, err := gzip.NewReader(bufio.NewReader(f))
-		if err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
-		}
-		dec = z
-	case s == "\x28\xb5\x2f\xfd":
-		z, err := zstd.NewReader(f, zstd.WithDecoderMaxMemory(512<<20))
-		if err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
-		}
-		defer z.Close()
-		dec = z
-	default:
+	dec, done, err := decompressor(string(magic[:]), io.NewSectionReader(f, 0, math.MaxInt64))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	if dec == nil {
 		return nil, nil
 	}
+	defer done()
+	return spool(ctx, dec, tmp, limit)
+}
+
+// decompressor returns what decompresses r, by its first bytes; nil if they
+// are of no compression. These are the ones that docker load knows.
+func decompressor(magic string, r io.Reader) (io.Reader, func(), error) {
+	none := func() {}
+	switch {
+	case strings.HasPrefix(magic, "\x1f\x8b"):
+		z, err := gzip.NewReader(bufio.NewReader(r))
+		return z, none, err
+	case strings.HasPrefix(magic, "\x28\xb5\x2f\xfd"):
+		z, err := zstd.NewReader(r, zstd.WithDecoderMaxMemory(512<<20))
+		if err != nil {
+			return nil, none, err
+		}
+		return z, z.Close, nil
+	case strings.HasPrefix(magic, "\xfd7zXZ\x00"):
+		z, err := xz.NewReader(bufio.NewReader(r), xz.DefaultDictMax)
+		return z, none, err
+	case strings.HasPrefix(magic, "BZh"):
+		return bzip2.NewReader(bufio.NewReader(r)), none, nil
+	}
+	return nil, none, nil
+}
+
+// spool keeps what r gives in a file in tmp that has no name and so goes by
+// itself.
+func spool(ctx context.Context, r io.Reader, tmp string, limit int64) (*os.File, error) {
 	out, err := os.CreateTemp(tmp, "archive-*")
 	if err != nil {
 		return nil, err
 	}
 	_ = os.Remove(out.Name())
-	w := ctxWriter{ctx, out}
-	n, err := io.Copy(w, io.LimitReader(dec, limit+1))
+	in := &failReader{r: io.LimitReader(r, limit+1)}
+	n, err := io.Copy(ctxWriter{ctx, out}, in)
 	switch {
 	case n > limit:
 		err = fmt.Errorf("%w: over %d MiB uncompressed", ErrTooLarge, limit>>20)
-	case err != nil && ctx.Err() == nil && !isNoSpace(err):
-		err = fmt.Errorf("%w: %w", ErrCorrupt, err)
+	case in.err != nil && ctx.Err() == nil:
+		err = fmt.Errorf("%w: %w", ErrCorrupt, in.err)
 	}
 	if err != nil {
 		_ = out.Close()

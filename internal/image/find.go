@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -106,14 +107,7 @@ func (s *Store) findCached(ctx context.Context, digest string) (*content, error)
 		return s.findSource(ctx, digest)
 	}
 	c := &content{id: digest, keep: true, close: func() {}}
-	c.config = func(context.Context) ([]byte, error) {
-		f, err := os.Open(filepath.Join(s.entry(digest), configName))
-		if err != nil {
-			return nil, err
-		}
-		defer func() { _ = f.Close() }()
-		return readBounded(f, s.limits().Config)
-	}
+	c.config = func(ctx context.Context) ([]byte, error) { return s.rawConfig(ctx, digest) }
 	for _, l := range layers {
 		if !s.hasBlob(l.Digest, l.Size) {
 			return nil, fmt.Errorf("%w: layer %s is missing from the cache: fetch it again with: fcvm image verify", ErrCorrupt, short(l.Digest))
@@ -156,45 +150,54 @@ func (s *Store) findSource(ctx context.Context, digest string) (*content, error)
 
 // Tag gives an image of the cache one more name, which is taken from the one
 // that has it.
-func (s *Store) Tag(e Entry, newName string) (string, error) {
+func (s *Store) Tag(e Entry, newName string) error {
 	r, err := parseReference(newName)
 	if err != nil {
-		return "", err
+		return err
 	}
 	if r.kind != kindRegistry || strings.Contains(newName, "@") {
-		return "", fmt.Errorf("%w: %q: a name has the form NAME[:TAG] or HOST/NAME[:TAG]", ErrReference, newName)
+		return fmt.Errorf("%w: %q: a name has the form NAME[:TAG] or HOST/NAME[:TAG]", ErrReference, newName)
 	}
 	held := Image{Digest: e.Digest}
 	if err := s.hold(&held); err != nil {
-		return "", fmt.Errorf("tag image %s: %w", short(e.Digest), err)
+		return fmt.Errorf("tag image %s: %w", short(e.Digest), err)
 	}
 	defer held.Release()
 	p, err := parsePlatform(e.Platform)
 	if err != nil {
-		return "", err
+		return err
 	}
 	// What runs asks for its machine's platform, without a variant.
 	p.variant = ""
-	return fullName(r.name), s.remember(r, p, e.Digest, "")
+	return s.remember(r, p, e.Digest, "")
 }
 
-// Untag takes a name from the image that has it, and returns the name in full.
-// It reports whether there was one.
-func (s *Store) Untag(e Entry, ref string) (string, bool, error) {
+// Named returns the name, in full, of an image that ref means; empty if ref is
+// an id or names no registry's image.
+func (s *Store) Named(e Entry, ref string) string {
 	r, err := parseReference(ref)
 	if err != nil || r.kind != kindRegistry {
-		return "", false, nil //nolint:nilerr // what is no name is nobody's
+		return ""
 	}
 	for _, n := range e.Names {
-		if n.Name != fullName(r.name) && !s.means(r.text, n.Name) {
+		if n.Name == fullName(r.name) || s.means(r.text, n.Name) {
+			return n.Name
+		}
+	}
+	return ""
+}
+
+// Untag takes a name, in full, from an image. One that it has not is no error.
+func (s *Store) Untag(e Entry, full string) error {
+	for _, n := range e.Names {
+		if n.Name != full {
 			continue
 		}
-		if err := os.Remove(n.file); err != nil {
-			return "", false, fmt.Errorf("remove the name %s: %w", n.Name, err)
+		if err := os.Remove(n.file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove the name %s: %w", full, err)
 		}
-		return n.Name, true, nil
 	}
-	return "", false, nil
+	return nil
 }
 
 // means reports whether a short name can stand for a full one.

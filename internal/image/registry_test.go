@@ -26,6 +26,7 @@ import (
 // testRegistry is a registry on loopback, over plain HTTP.
 type testRegistry struct {
 	host     string
+	handler  http.Handler
 	requests atomic.Int64
 	// intercept answers a request itself if it returns true.
 	intercept func(http.ResponseWriter, *http.Request) bool
@@ -35,12 +36,13 @@ func startRegistry(t *testing.T) *testRegistry {
 	t.Helper()
 	r := &testRegistry{}
 	h := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+	r.handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		r.requests.Add(1)
 		if r.intercept == nil || !r.intercept(w, req) {
 			h.ServeHTTP(w, req)
 		}
-	}))
+	})
+	srv := httptest.NewServer(r.handler)
 	t.Cleanup(srv.Close)
 	r.host = strings.TrimPrefix(srv.URL, "http://")
 	return r

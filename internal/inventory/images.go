@@ -24,15 +24,15 @@ func (v *Inventory) images(_ []store.Entry, u *usersTable) ([]Item, error) {
 	}
 	var items []Item
 	for _, e := range list {
-		i := Item{Kind: Image, ID: e.Digest, Name: imageName(e), State: "cached", Path: e.Dir, extra: layers.own(e)}
+		i := Item{Kind: Image, ID: e.Digest, Name: imageName(e), State: "cached", Path: e.Dir, extra: layers.own(e), lastUsed: e.LastUsed}
 		i.Users, i.Active = u.of(e.Digest, e.Dir)
 		switch {
 		case e.Err != nil:
 			i.State = "broken"
-		case image.IsFile(e.Reference):
-			i.Kept = e.Created.Equal(newest[e.Reference])
-		default:
-			i.Kept = len(e.Names) > 0
+		case len(e.Names) > 0:
+			i.Kept = true
+		default: // an archive has no names to give: the last that it held is kept
+			i.Kept = image.IsFile(e.Reference) && e.Created.Equal(newest[e.Reference])
 		}
 		if e.Err == nil && !i.Kept {
 			i.State = "outdated"
@@ -43,17 +43,74 @@ func (v *Inventory) images(_ []store.Entry, u *usersTable) ([]Item, error) {
 		items = append(items, i)
 	}
 	if n := layers.shared(); n > 0 {
-		items = append(items, Item{Kind: Layers, ID: "layers", State: "cached", extra: n})
+		items = append(items, Item{Kind: Layers, ID: layersID, State: "cached", extra: n})
 	}
 	rest, err := v.Images.Unreferenced()
 	if err != nil || len(rest.Files) == 0 {
 		return items, err
 	}
 	return append(items, Item{
-		Kind: Leftover, ID: "layers", State: "of no image, or not fetched whole", extra: rest.Size,
+		Kind: Leftover, ID: layersID, State: "of no image, or not fetched whole", extra: rest.Size,
 		remove: func(context.Context) (bool, error) { return v.Images.Collect(true) },
 	}), nil
 }
+
+// Shrink removes images that nobody uses, the least recently used first, until
+// the cache of images takes at most limit bytes. It returns what it removed and
+// what the cache takes then, which is more if that much is in use.
+func (v *Inventory) Shrink(ctx context.Context, limit int64) (removed []Item, left int64, err error) {
+	tried := map[string]bool{}
+	for {
+		items, size, err := v.imageCosts()
+		if err != nil || size <= limit {
+			return removed, size, err
+		}
+		if err := ctx.Err(); err != nil {
+			return removed, size, err
+		}
+		i := slices.IndexFunc(items, func(i Item) bool { return i.remove != nil && len(i.Users) == 0 && !tried[i.ID] })
+		if i < 0 {
+			return removed, size, nil
+		}
+		tried[items[i].ID] = true
+		gone, err := items[i].Remove(ctx)
+		if err != nil {
+			return removed, size, err
+		}
+		if gone {
+			removed = append(removed, items[i])
+		}
+	}
+}
+
+// imageCosts returns all that images take, in the order in which it can go, and
+// the sum.
+func (v *Inventory) imageCosts() ([]Item, int64, error) {
+	entries, err := v.Store.List()
+	if err != nil {
+		return nil, 0, err
+	}
+	users, err := v.usersOf(entries)
+	if err != nil {
+		return nil, 0, err
+	}
+	items, err := v.images(entries, users)
+	if err != nil {
+		return nil, 0, err
+	}
+	if err := measure(items); err != nil {
+		return nil, 0, err
+	}
+	var sum int64
+	for _, i := range items {
+		sum += i.Size
+	}
+	slices.SortStableFunc(items, func(a, b Item) int { return a.lastUsed.Compare(b.lastUsed) })
+	return items, sum, nil
+}
+
+// layersID is the id of what is told of layers together.
+const layersID = "layers"
 
 // imageName is what people call an image: a name it has, else what it was made
 // of.
@@ -108,4 +165,27 @@ func (t layerTable) shared() int64 {
 		}
 	}
 	return n
+}
+
+// UnusedImages returns the images that nobody uses, and layers of no image.
+// Without all, images that have a name are left out.
+func UnusedImages(items []Item, all bool) []Item {
+	var out []Item
+	for _, i := range items {
+		ours := i.Kind == Image || i.Kind == Leftover && i.ID == layersID
+		if ours && i.mayGo(all) && len(i.Users) == 0 {
+			out = append(out, i)
+		}
+	}
+	return out
+}
+
+// RemoveImage removes an image, unless somebody uses it: then it returns the
+// ids of those who do, or none if it is only about to be used.
+func (v *Inventory) RemoveImage(e image.Entry) (removed bool, users []string, err error) {
+	removed, err = v.Images.Remove(e.Digest, func() (bool, error) {
+		users, err = v.Users(e.Digest, e.Dir)
+		return err != nil || len(users) > 0, err
+	})
+	return removed, users, err
 }

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/fcvm/fcvm/internal/image"
 	"github.com/fcvm/fcvm/internal/rootfs"
@@ -60,8 +61,9 @@ type Item struct {
 	// everything gone gets rid of it.
 	Kept bool `json:"kept"`
 
-	extra  int64                               // bytes that are not below Path
-	remove func(context.Context) (bool, error) // nil: it stays
+	extra    int64                               // bytes that are not below Path
+	lastUsed time.Time                           // of an image
+	remove   func(context.Context) (bool, error) // nil: it stays
 }
 
 // Inventory is a data directory's.
@@ -100,6 +102,13 @@ func (v *Inventory) List() ([]Item, error) {
 		items = append(items, found...)
 		failed = append(failed, err)
 	}
+	failed = append(failed, measure(items))
+	return items, errors.Join(failed...)
+}
+
+// measure sets the items' sizes.
+func measure(items []Item) error {
+	var failed []error
 	for i := range items {
 		items[i].Size = items[i].extra
 		if items[i].Path != "" {
@@ -108,7 +117,7 @@ func (v *Inventory) List() ([]Item, error) {
 			failed = append(failed, err)
 		}
 	}
-	return items, errors.Join(failed...)
+	return errors.Join(failed...)
 }
 
 // Unused returns what can go: VMs that have ended, and what no other VM uses.
@@ -224,16 +233,23 @@ func (v *Inventory) templates([]store.Entry, *usersTable) ([]Item, error) {
 
 // used asks anew whether any VM uses a thing.
 func (v *Inventory) used(id, path string) (bool, error) {
+	ids, err := v.Users(id, path)
+	return err != nil || len(ids) > 0, err
+}
+
+// Users returns the ids of those who use a thing: of an image its digest is the
+// id, and the directory of its disk the path.
+func (v *Inventory) Users(id, path string) ([]string, error) {
 	entries, err := v.Store.List()
 	if err != nil {
-		return true, err
+		return nil, err
 	}
 	users, err := v.usersOf(entries)
 	if err != nil {
-		return true, err
+		return nil, err
 	}
 	ids, _ := users.of(id, path)
-	return len(ids) > 0, nil
+	return ids, nil
 }
 
 func (v *Inventory) anyAlive() (bool, error) {

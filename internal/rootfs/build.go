@@ -155,6 +155,45 @@ func (r *layerReader) Close() error {
 	return r.raw.Close()
 }
 
+// Uncompress writes a layer's archive to w as it is without its compression,
+// and returns its size. It fails if its digest is not the layer's.
+func Uncompress(ctx context.Context, l Layer, w io.Writer) (int64, error) {
+	r, err := openLayer(ctx, l, nil)
+	if err != nil {
+		return 0, fmt.Errorf("read layer %s: %w", l.Name, err)
+	}
+	defer func() { _ = r.Close() }()
+	in := &failReader{r: r.Reader}
+	limit := DefaultLimits.Bytes + streamSlack
+	n, err := io.Copy(w, io.LimitReader(in, limit+1))
+	switch {
+	case n > limit:
+		err = fmt.Errorf("%w: over %d MiB", ErrTooLarge, limit>>20)
+	case in.err != nil:
+		err = corrupt(in.err)
+	case err == nil:
+		err = r.verify()
+	}
+	if err != nil {
+		return n, fmt.Errorf("read layer %s: %w", l.Name, err)
+	}
+	return n, nil
+}
+
+// failReader remembers the error of its reader, to tell it from a writer's.
+type failReader struct {
+	r   io.Reader
+	err error
+}
+
+func (f *failReader) Read(p []byte) (int, error) {
+	n, err := f.r.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		f.err = err
+	}
+	return n, err
+}
+
 // decompress looks at the first bytes: media types are not always right.
 func decompress(br *bufio.Reader) (io.Reader, func(), error) {
 	magic, err := br.Peek(4)

@@ -226,7 +226,7 @@ func (l *life) serveControl(context.Context) error {
 
 func (l *life) getImage(ctx context.Context) error {
 	defer l.timer.phase("image")()
-	img, err := l.Images.Ensure(ctx, l.Spec.Image, image.EnsureOptions{Pull: l.Pull, Platform: l.Platform, Progress: l.Progress})
+	img, err := l.Images.Ensure(ctx, l.Spec.Image, image.EnsureOptions{Pull: l.Pull, Platform: l.Platform, Access: l.Access, Progress: l.Progress})
 	if err != nil {
 		return err
 	}

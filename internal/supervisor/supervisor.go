@@ -52,7 +52,8 @@ type Options struct {
 	Name     string // empty: a random one
 	Spec     vm.Spec
 	Pull     image.Pull
-	Platform string // of the image, as OS/ARCHITECTURE; empty: this machine's
+	Platform string       // of the image, as OS/ARCHITECTURE; empty: this machine's
+	Access   image.Access // how registries are spoken to
 	Stdio    Stdio
 	Signals  <-chan os.Signal // SIGINT, SIGTERM, …: passed on to the container
 	Progress progress.Reporter

@@ -22,6 +22,7 @@ const dirBatch = 256
 type PackOptions struct {
 	Follow bool // a link at the end of the source's path is followed
 	Sparse bool // holes are left out: for readers that know PAX's sparse format
+	Xattrs bool // extended attributes of files and directories are kept; not those of files whose holes are left out
 }
 
 // Source is what is to be packed. It is opened before the first byte is
@@ -60,7 +61,7 @@ func (s *Source) Close() error { return s.place.dir.Close() }
 
 // Pack writes the stream.
 func (s *Source) Pack(w io.Writer) error {
-	p := &packer{out: w, tar: tar.NewWriter(w), sparse: s.o.Sparse, seen: map[inode]string{}}
+	p := &packer{out: w, tar: tar.NewWriter(w), sparse: s.o.Sparse, xattrs: s.o.Xattrs, seen: map[inode]string{}}
 	if err := p.add(s.place.dir, s.place.name, s.top, 0); err != nil {
 		return err
 	}
@@ -73,6 +74,8 @@ type packer struct {
 	out    io.Writer
 	tar    *tar.Writer
 	sparse bool
+	xattrs bool
+	buf    []byte           // for lists and values of extended attributes
 	seen   map[inode]string // files of more than one name
 }
 
@@ -109,10 +112,7 @@ func (p *packer) add(dir *os.Root, name, as string, depth int) error {
 	switch {
 	case mode.IsDir():
 		h.Name = as + "/"
-		if err := p.tar.WriteHeader(h); err != nil {
-			return fmt.Errorf("%s: %w", as, err)
-		}
-		return p.addDir(dir, name, as, info, depth)
+		return p.addDir(dir, name, as, h, info, depth)
 	case mode.IsRegular():
 		return p.addFile(dir, name, h, info)
 	}
@@ -122,7 +122,7 @@ func (p *packer) add(dir *os.Root, name, as string, depth int) error {
 	return nil
 }
 
-func (p *packer) addDir(parent *os.Root, name, as string, info fs.FileInfo, depth int) error {
+func (p *packer) addDir(parent *os.Root, name, as string, h *tar.Header, info fs.FileInfo, depth int) error {
 	dir, err := parent.OpenRoot(name)
 	if err != nil {
 		return err
@@ -134,6 +134,9 @@ func (p *packer) addDir(parent *os.Root, name, as string, info fs.FileInfo, dept
 	}
 	defer func() { _ = f.Close() }()
 	if err := same(f, info, as); err != nil {
+		return err
+	}
+	if err := p.writeHeader(h, f); err != nil {
 		return err
 	}
 	if depth > 0 && isKernels(f) {
@@ -205,8 +208,8 @@ func (p *packer) addFile(dir *os.Root, name string, h *tar.Header, info fs.FileI
 			return p.addSparse(h, f, extents)
 		}
 	}
-	if err := p.tar.WriteHeader(h); err != nil {
-		return fmt.Errorf("%s: %w", h.Name, err)
+	if err := p.writeHeader(h, f); err != nil {
+		return err
 	}
 	return copyExactly(p.tar, f, h.Size, h.Name)
 }
@@ -219,4 +222,50 @@ func copyExactly(w io.Writer, r io.Reader, n int64, name string) error {
 		return fmt.Errorf("%s %w: %d of %d bytes are left", strings.TrimSuffix(name, "/"), ErrChanged, got, n)
 	}
 	return err
+}
+
+// writeHeader writes an entry's header, with the extended attributes of what is
+// open if they are kept.
+func (p *packer) writeHeader(h *tar.Header, f *os.File) error {
+	if p.xattrs {
+		records, err := p.readXattrs(f)
+		if err != nil {
+			return fmt.Errorf("%s: read extended attributes: %w", h.Name, err)
+		}
+		h.PAXRecords = records
+	}
+	if err := p.tar.WriteHeader(h); err != nil {
+		return fmt.Errorf("%s: %w", h.Name, err)
+	}
+	return nil
+}
+
+// maxXattr is the largest list of extended attributes, and the largest value,
+// that the kernel has (linux/limits.h), bytes.
+const maxXattr = 64 << 10
+
+// readXattrs returns the extended attributes of a file as GNU tar keeps them.
+func (p *packer) readXattrs(f *os.File) (map[string]string, error) {
+	if p.buf == nil {
+		p.buf = make([]byte, maxXattr)
+	}
+	n, err := unix.Flistxattr(int(f.Fd()), p.buf)
+	if errors.Is(err, unix.ENOTSUP) || err == nil && n == 0 {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]string{}
+	for name := range strings.SplitSeq(strings.TrimSuffix(string(p.buf[:n]), "\x00"), "\x00") {
+		n, err := unix.Fgetxattr(int(f.Fd()), name, p.buf)
+		if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
+			continue // it is gone, or only for others to read
+		}
+		if err != nil {
+			return nil, err
+		}
+		out["SCHILY.xattr."+name] = string(p.buf[:n])
+	}
+	return out, nil
 }
