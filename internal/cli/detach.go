@@ -24,54 +24,78 @@ const (
 	maxIDLine   = 4096 // bytes
 )
 
-// runDetached starts this program again as a supervisor in a session of its
-// own, and returns when the VM is ready. Until then the supervisor shows
-// progress and errors itself: it has our stderr.
+// runDetached runs this very command in the background, and prints the VM's id
+// when it is ready.
 func (a *app) runDetached(ctx context.Context) error {
+	id, err := a.startDetached(ctx)
+	if err == nil {
+		_, err = io.WriteString(a.sys.Stdout, id+"\n")
+	}
+	return err
+}
+
+// startDetached starts this program again, with the same arguments and further
+// environment, as a supervisor in a session of its own, and returns the VM's id
+// when it is ready. Until then the supervisor shows progress and errors itself:
+// it has our stderr.
+func (a *app) startDetached(ctx context.Context, env ...string) (id string, err error) {
 	r, w, err := os.Pipe()
 	if err != nil {
-		return fmt.Errorf("start the VM in the background: %w", err)
+		return "", fmt.Errorf("start the VM in the background: %w", err)
 	}
 	defer func() { _ = r.Close() }()
-	// No context: the VM is not to end with this process.
-	cmd := exec.Command("/proc/self/exe", a.sys.Args...) //nolint:noctx // see above
-	cmd.Args[0] = os.Args[0]
-	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d", detachedEnv, detachedFD))
+	cmd := a.again(env...)
+	cmd.Env = append(cmd.Env, fmt.Sprintf("%s=%d", detachedEnv, detachedFD))
 	cmd.Stderr, cmd.ExtraFiles = os.Stderr, []*os.File{w}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Start()
 	_ = w.Close()
 	if err != nil {
-		return fmt.Errorf("start the VM in the background: %w", err)
+		return "", fmt.Errorf("start the VM in the background: %w", err)
 	}
-	signals, stop := containerSignals()
-	defer stop()
+	defer passSignals(ctx, cmd.Process)()
+	id, err = bufio.NewReader(io.LimitReader(r, maxIDLine)).ReadString('\n')
+	if err == nil {
+		return strings.TrimSpace(id), nil
+	}
+	err = cmd.Wait()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.ExitCode() > 0 {
+		return "", exitStatus(exit.ExitCode()) // it has said why
+	}
+	return "", fmt.Errorf("the VM's supervisor ended before the VM was up: %w", errors.Join(err, errors.New("no reason given")))
+}
+
+// again is this program with the same arguments. It has no context: a VM is not
+// to end with the process that has started it.
+func (a *app) again(env ...string) *exec.Cmd {
+	cmd := exec.Command("/proc/self/exe", a.sys.Args...) //nolint:noctx // see above
+	cmd.Args[0] = os.Args[0]
+	cmd.Env = append(os.Environ(), env...)
+	return cmd
+}
+
+// passSignals gives a process the signals that this one gets, until stop.
+func passSignals(ctx context.Context, p *os.Process) (stop func()) {
+	signals, stopSignals := containerSignals()
 	done := make(chan struct{})
-	defer close(done)
 	go func() {
 		for {
 			select {
 			case sig := <-signals:
-				_ = cmd.Process.Signal(sig) // one that has ended needs none
+				_ = p.Signal(sig) // one that has ended needs none
 			case <-ctx.Done():
-				_ = cmd.Process.Signal(syscall.SIGTERM)
+				_ = p.Signal(syscall.SIGTERM)
 				return
 			case <-done:
 				return
 			}
 		}
 	}()
-	id, err := bufio.NewReader(io.LimitReader(r, maxIDLine)).ReadString('\n')
-	if err == nil {
-		_, err = io.WriteString(a.sys.Stdout, id)
-		return err
+	return func() {
+		stopSignals()
+		close(done)
 	}
-	err = cmd.Wait()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.ExitCode() > 0 {
-		return exitStatus(exit.ExitCode()) // it has said why
-	}
-	return fmt.Errorf("the VM's supervisor ended before the VM was up: %w", errors.Join(err, errors.New("no reason given")))
 }
 
 // isDetached reports whether this process is the run in the background.

@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/fcvm/fcvm/internal/snapshot"
 	"github.com/fcvm/fcvm/internal/store"
 	"github.com/fcvm/fcvm/internal/usage"
 	"github.com/fcvm/fcvm/internal/vm"
@@ -68,7 +69,10 @@ type vmFiles struct {
 	ControlSocket string `json:"control_socket,omitempty"` // while it runs
 }
 
-func details(st *store.Store, e store.Entry) vmDetails {
+// maxLineage bounds how far a VM is traced back.
+const maxLineage = 100
+
+func details(st *store.Store, snapshots *snapshot.Store, e store.Entry) vmDetails {
 	dir := st.Layout().VM(e.Record.ID)
 	d := vmDetails{
 		Record: e.Record, Alive: e.Alive, DiskUsage: []diskSize{}, Lineage: []string{},
@@ -78,6 +82,14 @@ func details(st *store.Store, e store.Entry) vmDetails {
 	}
 	if e.Err != nil {
 		d.Status, d.Error = statusBroken, e.Err.Error()
+	}
+	for s := e.Record.Resolved.Snapshot; s.ID != ""; {
+		d.Lineage = append(d.Lineage, s.ID)
+		from, err := snapshots.Find(s.ID)
+		if err != nil || from.Err != nil || len(d.Lineage) == maxLineage {
+			break // further back nothing is known
+		}
+		s = vm.Lineage{ID: from.Manifest.Source.Snapshot}
 	}
 	if socket, err := st.Layout().ControlSocket(e.Record.ID); err == nil && e.Alive {
 		d.Files.ControlSocket = socket
@@ -101,6 +113,7 @@ func runInspect(_ context.Context, a *app, o *inspectOptions) error {
 	if err != nil {
 		return err
 	}
+	snapshots := snapshotsOf(st.Layout())
 	var (
 		found  []vmDetails
 		failed []error
@@ -114,7 +127,7 @@ func runInspect(_ context.Context, a *app, o *inspectOptions) error {
 		if e.Err != nil {
 			failed = append(failed, e.Err)
 		}
-		found = append(found, details(st, e))
+		found = append(found, details(st, snapshots, e))
 	}
 	if f.plain() {
 		f.json = true

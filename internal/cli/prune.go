@@ -29,13 +29,14 @@ func newSystemPruneCommand(a *app, run func(context.Context, *app, *pruneOptions
 		Use:   "prune [flags]",
 		Short: "Remove what is not used",
 		Long: `Remove what is not used, after asking: VMs that have ended, with their records,
-logs and disks; images that no reference points at any more; kernels, guest roots
-and VMMs that others have taken the place of; and what interrupted downloads and
-setups have left. With --all also every image that no VM uses, templates of
-scratch disks, and VMs whose record is broken.
+logs and disks; snapshots that were taken automatically; images that no
+reference points at any more; kernels, guest roots and VMMs that others have
+taken the place of; and what interrupted downloads and setups have left. With
+--all also every image that no VM uses, templates of scratch disks, all
+snapshots, and VMs whose record is broken.
 
-Nothing goes that a VM uses which runs, or which is kept. It is safe beside other
-commands: what they come to use meanwhile stays.`,
+Nothing goes that a VM uses which runs, or which is kept, or that a snapshot
+needs. It is safe beside other commands: what they come to use meanwhile stays.`,
 		Example: `  fcvm system prune
   fcvm system prune --all --dry-run
   fcvm system prune --all --force`,

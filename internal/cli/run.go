@@ -27,19 +27,21 @@ type runOptions struct {
 	image   string
 	command []string
 
-	name    string
-	labels  []string
-	pull    image.Pull
-	driver  string
-	cpus    int
-	memory  int    // MiB
-	balloon int    // MiB
-	ioRate  uint64 // bytes a second
-	init    vm.Init
-	logs    vm.Logs
-	logSize int // MiB
-	remove  bool
-	network networkOptions
+	name      string
+	labels    []string
+	pull      image.Pull
+	driver    string
+	cpus      int
+	memory    int    // MiB
+	balloon   int    // MiB
+	save      string // name of a snapshot
+	onRestore []string
+	ioRate    uint64 // bytes a second
+	init      vm.Init
+	logs      vm.Logs
+	logSize   int // MiB
+	remove    bool
+	network   networkOptions
 
 	platform    string
 	access      image.Access
@@ -157,6 +159,10 @@ func (o *runOptions) register(cmd *cobra.Command) {
 	f.Var(memory{&o.logSize}, "log-size", "how much of the output the log file keeps, the newest: a number of MiB, or 64m, 1g")
 	f.StringVar(&o.restart, "restart", vm.RestartNo, "start the container again when it ends: no, on-failure[:`N`] or always")
 	f.StringVar(&o.waitReady, "wait-ready", "", "count as ready when: agent, http=`URL`, tcp=PORT, log=REGEX or exec=CMD; [,timeout=5m][,interval=500ms]")
+	f.StringVar(&o.save, "save-snapshot", "", "take a snapshot called `NAME` when the VM is ready")
+	complete(cmd, "save-snapshot", cobra.NoFileCompletions)
+	f.StringArrayVar(&o.onRestore, "on-restore", nil, "run `COMMAND` in the shell of every clone of this VM before it is ready")
+	complete(cmd, "on-restore", cobra.NoFileCompletions)
 	o.health.register(f)
 	f.BoolVar(&o.setup, "setup", false, "first install kernel and guest root, if they are missing")
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "show no progress")
@@ -196,13 +202,23 @@ func runRun(ctx context.Context, a *app, o *runOptions) error {
 	signals, stopSignals := containerSignals()
 	defer stopSignals()
 	opts := supervisor.Options{
-		Name: o.name, Spec: spec, Pull: o.pull, Platform: o.platform, Access: o.access,
+		Name: o.name, Spec: spec, Pull: o.pull, Platform: o.platform, Access: o.access, SaveSnapshot: o.save,
 		Stdio: c.stdio, Signals: signals, Progress: c.reporter, Verbose: c.verbose, Started: c.started,
 	}
-	if o.detach {
-		opts.Ready = letGo
-		if o.interactive {
-			opts.Stdio.In = openEnd{}
+	if o.detach && o.interactive {
+		opts.Stdio.In = openEnd{}
+	}
+	return a.runSupervisor(ctx, d, opts, c, o.detach, o.timings)
+}
+
+// runSupervisor runs a VM to its end, and says at its end what there is to say.
+func (a *app) runSupervisor(ctx context.Context, d supervisor.Deps, opts supervisor.Options, c *console, detach, timings bool) error {
+	if detach {
+		opts.Ready = func(id string) {
+			if e, err := d.Store.Find(id); err == nil && timings {
+				printTimings(a.sys.Stderr, e.Record.Phases)
+			}
+			letGo(id)
 		}
 	}
 	res, err := a.supervise(ctx, d, opts)
@@ -210,7 +226,7 @@ func runRun(ctx context.Context, a *app, o *runOptions) error {
 	if n := res.Record.LogLost; n > 0 {
 		_, _ = fmt.Fprintf(a.sys.Stderr, "fcvm: %d bytes of the output are not in the log: there was no room for them in %s\n", n, d.Store.Layout().Data)
 	}
-	if o.timings {
+	if timings && !detach {
 		printTimings(a.sys.Stderr, res.Record.Phases)
 	}
 	if err == nil && res.ExitCode != 0 {

@@ -42,7 +42,7 @@ func (o *runOptions) spec(lookup func(string) (string, bool)) (vm.Spec, error) {
 		return vm.Spec{}, err
 	}
 	s := vm.Spec{
-		Restart: restart, Gate: gate, Health: health,
+		Restart: restart, Gate: gate, Health: health, OnRestore: o.onRestore,
 		Image: o.image, Driver: o.driver, CPUs: o.cpus, MemoryMiB: o.memory, BalloonMiB: o.balloon, Init: o.init, Labels: labels,
 		Logs: o.logs, LogMiB: o.logSize, Remove: o.remove, BootTimeout: o.bootTimeout, IORate: o.ioRate,
 		Network: network,
@@ -62,6 +62,11 @@ func (o *runOptions) spec(lookup func(string) (string, bool)) (vm.Spec, error) {
 func (o *runOptions) check() error {
 	if o.name != "" {
 		if err := vm.CheckName(o.name); err != nil {
+			return err
+		}
+	}
+	if o.save != "" {
+		if err := vm.CheckName(o.save); err != nil {
 			return err
 		}
 	}

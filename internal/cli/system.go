@@ -65,7 +65,7 @@ func (a *app) openInventory() (*inventory.Inventory, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &inventory.Inventory{Store: st, Images: images, Setup: newSetup(st.Layout())}, nil
+	return &inventory.Inventory{Store: st, Images: images, Setup: newSetup(st.Layout()), Snapshots: snapshotsOf(st.Layout())}, nil
 }
 
 // dfRow is all there is of one kind.

@@ -14,6 +14,7 @@ import (
 	"github.com/fcvm/fcvm/internal/network/usernet"
 	"github.com/fcvm/fcvm/internal/paths"
 	"github.com/fcvm/fcvm/internal/setup"
+	"github.com/fcvm/fcvm/internal/snapshot"
 	"github.com/fcvm/fcvm/internal/store"
 	"github.com/fcvm/fcvm/internal/supervisor"
 	"github.com/fcvm/fcvm/internal/vm"
@@ -65,6 +66,14 @@ func (a *app) openSetup() (*setup.Setup, error) {
 	return newSetup(l), nil
 }
 
+// snapshotsOf returns the snapshots, without what is left of those that were
+// never finished.
+func snapshotsOf(l paths.Layout) *snapshot.Store {
+	s := snapshot.New(l.Snapshots())
+	s.Sweep()
+	return s
+}
+
 func newSetup(l paths.Layout) *setup.Setup { return setup.New(l, runtime.GOARCH, "") }
 
 // deps opens all that a supervisor works with.
@@ -82,7 +91,7 @@ func (a *app) deps() (supervisor.Deps, error) {
 		return supervisor.Deps{}, err
 	}
 	return supervisor.Deps{
-		Store: st, Setup: newSetup(st.Layout()), Images: images,
+		Store: st, Setup: newSetup(st.Layout()), Images: images, Snapshots: snapshotsOf(st.Layout()),
 		Drivers: a.drivers(st.Layout(), kvm.Probe()), Networks: networks(subnet),
 	}, nil
 }

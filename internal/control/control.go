@@ -10,6 +10,7 @@
 //	POST /v1/rename  RenameRequest
 //	POST /v1/update  UpdateRequest
 //	POST /v1/publish PublishRequest; answers with Published
+//	POST /v1/snapshot SnapshotRequest; answers with Snapshotted
 //	GET  /v1/wait    answers with Ended when the VM has ended
 //	GET  /v1/ready   answers when the readiness gate is open, or never will be
 //
@@ -81,6 +82,8 @@ type VM interface {
 	Update(ctx context.Context, u UpdateRequest) error
 	// Publish opens or closes ports, and returns them.
 	Publish(ctx context.Context, ports []string, remove bool) ([]string, error)
+	// Snapshot returns when the snapshot is whole.
+	Snapshot(ctx context.Context, req SnapshotRequest) (Snapshotted, error)
 	// Wait returns when the VM has ended for good.
 	Wait(ctx context.Context) (Ended, error)
 	// WaitReady returns when the VM's readiness gate is open.

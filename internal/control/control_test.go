@@ -20,6 +20,7 @@ type fakeVM struct {
 	updated UpdateRequest
 	renamed string
 
+	snapshot  SnapshotRequest
 	published []string
 	unpublish bool
 }
@@ -34,6 +35,11 @@ func (f *fakeVM) Update(_ context.Context, u UpdateRequest) error { f.updated = 
 func (f *fakeVM) Publish(_ context.Context, ports []string, remove bool) ([]string, error) {
 	f.published, f.unpublish = ports, remove
 	return []string{"127.0.0.1:8080->80/tcp"}, f.err
+}
+
+func (f *fakeVM) Snapshot(_ context.Context, q SnapshotRequest) (Snapshotted, error) {
+	f.snapshot = q
+	return Snapshotted{ID: "0123456789ab", Name: q.Name, Pause: time.Second}, f.err
 }
 
 func (f *fakeVM) Wait(context.Context) (Ended, error) { return Ended{ExitCode: 7, Reason: "x"}, f.err }
@@ -81,6 +87,16 @@ func TestPublish(t *testing.T) {
 	}
 	if !slices.Equal(f.published, []string{"8080:80"}) || !f.unpublish {
 		t.Errorf("the VM was asked for %q, remove %t", f.published, f.unpublish)
+	}
+}
+
+func TestSnapshot(t *testing.T) {
+	f := &fakeVM{}
+	c := serve(t, f)
+	q := SnapshotRequest{Name: "warm"}
+	got, err := c.Snapshot(t.Context(), q)
+	if err != nil || got != (Snapshotted{ID: "0123456789ab", Name: "warm", Pause: time.Second}) || f.snapshot != q {
+		t.Errorf("%+v, %v; the VM was asked for %+v", got, err, f.snapshot)
 	}
 }
 

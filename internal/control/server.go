@@ -92,6 +92,7 @@ func (s *Server) handler() http.Handler {
 		}
 	})
 	mux.HandleFunc("POST "+pathPublish, s.publish)
+	mux.HandleFunc("POST "+pathSnapshot, s.snapshot)
 	mux.HandleFunc("POST "+pathPause, func(w http.ResponseWriter, r *http.Request) {
 		answer(w, nil, s.vm.Pause(r.Context()))
 	})

@@ -21,6 +21,7 @@ import (
 	"github.com/fcvm/fcvm/internal/image"
 	"github.com/fcvm/fcvm/internal/rootfs"
 	"github.com/fcvm/fcvm/internal/setup"
+	"github.com/fcvm/fcvm/internal/snapshot"
 	"github.com/fcvm/fcvm/internal/store"
 	"github.com/fcvm/fcvm/internal/usage"
 	"github.com/fcvm/fcvm/internal/vm"
@@ -32,6 +33,7 @@ type Kind string
 // The kinds, in the order of a listing.
 const (
 	VM       Kind = "VM"
+	Snapshot Kind = "snapshot"
 	Image    Kind = "image"
 	Layers   Kind = "shared layers"
 	Kernel   Kind = "kernel"
@@ -42,7 +44,7 @@ const (
 )
 
 // Kinds are all of them.
-var Kinds = []Kind{VM, Image, Layers, Kernel, Root, VMM, Scratch, Leftover}
+var Kinds = []Kind{VM, Snapshot, Image, Layers, Kernel, Root, VMM, Scratch, Leftover}
 
 // Item is one thing in the data directory.
 type Item struct {
@@ -68,18 +70,10 @@ type Item struct {
 
 // Inventory is a data directory's.
 type Inventory struct {
-	Store  *store.Store
-	Images *image.Store
-	Setup  *setup.Setup
-	// Uses say what besides VMs uses things, and what: snapshots, for example.
-	// They are asked anew before anything is removed.
-	Uses []func() ([]Use, error)
-}
-
-// Use is somebody who uses things: as long as there is one, they stay.
-type Use struct {
-	ID  string   // whose it is
-	IDs []string // of what is used: an image's digest, a kernel's or a guest root's id
+	Store     *store.Store
+	Snapshots *snapshot.Store
+	Images    *image.Store
+	Setup     *setup.Setup
 }
 
 // List returns all that there is. What cannot be listed is left out, and told
@@ -97,7 +91,7 @@ func (v *Inventory) List() ([]Item, error) {
 		items  []Item
 		failed []error
 	)
-	for _, part := range []func([]store.Entry, *usersTable) ([]Item, error){v.vms, v.images, v.parts, v.templates} {
+	for _, part := range []func([]store.Entry, *usersTable) ([]Item, error){v.vms, v.snapshots, v.images, v.parts, v.templates} {
 		found, err := part(entries, users)
 		items = append(items, found...)
 		failed = append(failed, err)
@@ -123,9 +117,9 @@ func measure(items []Item) error {
 // Unused returns what can go: VMs that have ended, and what no other VM uses.
 // With all that includes what is kept.
 func Unused(items []Item, all bool) []Item {
-	var leaving []string // VMs that go, too
+	var leaving []string // VMs and snapshots that go, too
 	for _, i := range items {
-		if i.Kind == VM && i.mayGo(all) {
+		if (i.Kind == VM || i.Kind == Snapshot) && i.mayGo(all) {
 			leaving = append(leaving, i.ID)
 		}
 	}
@@ -274,20 +268,21 @@ type user struct {
 
 func (v *Inventory) usersOf(entries []store.Entry) (*usersTable, error) {
 	u := new(usersTable)
-	for _, uses := range v.Uses {
-		list, err := uses()
-		if err != nil {
-			return nil, err
-		}
-		for _, use := range list {
-			u.vms = append(u.vms, user{id: use.ID, ids: use.IDs})
-		}
+	snapshots, err := v.Snapshots.List()
+	if err != nil {
+		return nil, err // without them everything would look unused
+	}
+	for _, s := range snapshots {
+		n := &s.Manifest.Needs
+		u.vms = append(u.vms, user{
+			id: s.Manifest.ID, alive: s.InUse, unknown: s.Err != nil, ids: []string{n.ImageDigest, n.KernelID, n.RootID},
+		})
 	}
 	for _, e := range entries {
 		res := e.Record.Resolved
 		one := user{
 			id: e.Record.ID, alive: e.Alive, unknown: e.Err != nil,
-			ids: []string{res.ImageDigest, res.KernelID, res.RootID},
+			ids: []string{res.ImageDigest, res.KernelID, res.RootID, res.Snapshot.ID},
 		}
 		dir := string(v.Store.Layout().VM(e.Record.ID))
 		files, err := os.ReadDir(dir)

@@ -43,6 +43,15 @@ func (s *Snapshot) Release() {
 	}
 }
 
+// HandOver lets it go, and leaves it to somebody who has been told of it: even
+// without a name it stays for a moment (sweepAge).
+func (s *Snapshot) HandOver() {
+	if s.lock != nil {
+		_ = s.lock.Close()
+		s.lock = nil
+	}
+}
+
 // Hold takes a snapshot into use. The error wraps ErrNotFound when it has been
 // removed.
 func (s *Store) Hold(id string) (*Snapshot, error) {

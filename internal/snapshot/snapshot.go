@@ -64,16 +64,19 @@ type Manifest struct {
 	// state of its guest depends on. Empty: somebody asked for the snapshot.
 	Key string `json:"key,omitempty"`
 
-	Source  Source        `json:"source"`
-	Needs   Needs         `json:"needs"`
-	Spec    vm.Spec       `json:"spec"`    // of the VM that it was taken of
-	Process vm.Runtime    `json:"process"` // of its container
-	Command []string      `json:"command,omitempty"`
-	Link    vm.Link       `json:"link,omitzero"` // the guest's; empty: it has no interface
-	Disks   []Disk        `json:"disks"`         // in the guest's order
-	Files   []File        `json:"files"`
-	Pause   time.Duration `json:"pause"` // how long the guest stood still; nanoseconds
-	Guest   GuestState    `json:"guest"`
+	Source  Source     `json:"source"`
+	Needs   Needs      `json:"needs"`
+	Spec    vm.Spec    `json:"spec"`    // of the VM that it was taken of
+	Process vm.Runtime `json:"process"` // of its container
+	Command []string   `json:"command,omitempty"`
+	Link    vm.Link    `json:"link,omitzero"` // the guest's; empty: it has no interface
+	// DeviceMTU is what the guest's network device was made with, bytes; 0: the
+	// VMM's default.
+	DeviceMTU int           `json:"device_mtu,omitempty"`
+	Disks     []Disk        `json:"disks"` // in the guest's order
+	Files     []File        `json:"files"`
+	Pause     time.Duration `json:"pause"` // how long the guest stood still; nanoseconds
+	Guest     GuestState    `json:"guest"`
 }
 
 // GuestState says how far the guest was.

@@ -156,6 +156,8 @@ func (c *commands) Pause(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	in.capturing.Lock()
+	defer in.capturing.Unlock()
 	if err := in.machine.Pause(ctx); err != nil {
 		return err
 	}
@@ -175,6 +177,8 @@ func (c *commands) Resume(ctx context.Context) error {
 	if !errors.Is(err, vm.ErrPaused) {
 		return err
 	}
+	in.capturing.Lock()
+	defer in.capturing.Unlock()
 	if err := in.machine.Resume(ctx); err != nil {
 		return err
 	}

@@ -9,7 +9,6 @@ import (
 	"github.com/fcvm/fcvm/internal/agentapi"
 	"github.com/fcvm/fcvm/internal/agentclient"
 	"github.com/fcvm/fcvm/internal/cgroup"
-	"github.com/fcvm/fcvm/internal/events"
 	"github.com/fcvm/fcvm/internal/network"
 	"github.com/fcvm/fcvm/internal/vm"
 	"github.com/fcvm/fcvm/internal/vmm"
@@ -25,16 +24,17 @@ type instance struct {
 	*life
 	undo undoStack
 
-	net      network.Attachment
-	group    *cgroup.Group // nil: the host has none to give
-	notes    []string      // of the network
-	machine  vmm.Machine
-	agent    *agentclient.Client
-	stream   *agentclient.Stream
-	out, err io.Writer // of the container
-	gone     *latch    // the container has ended, or never will run
-	logSeen  *latch    // the line that a log gate waits for
-	failure  *latch    // why the VM was ended from outside of it
+	net       network.Attachment
+	deviceMTU int           // what the guest's network device was made with; 0: the VMM's default
+	group     *cgroup.Group // nil: the host has none to give
+	notes     []string      // of the network
+	machine   vmm.Machine
+	agent     *agentclient.Client
+	stream    *agentclient.Stream
+	out, err  io.Writer // of the container
+	gone      *latch    // the container has ended, or never will run
+	logSeen   *latch    // the line that a log gate waits for
+	failure   *latch    // why the VM was ended from outside of it
 }
 
 func (in *instance) openNetwork(ctx context.Context) error {
@@ -68,12 +68,34 @@ func (in *instance) boot(ctx context.Context) error {
 }
 
 func (in *instance) bootAgent(ctx context.Context) error {
+	if in.net.Net() != nil {
+		in.deviceMTU = in.net.Net().MTU
+	}
+	if err := in.launch(ctx, in.driver.Start); err != nil {
+		return err
+	}
+	limit := in.Spec.BootTimeout
+	if limit == 0 {
+		limit = in.driver.Capabilities().BootTimeout
+	}
+	wait, cancel := untilDone(ctx, in.machine, limit)
+	defer cancel()
+	st, err := in.agent.WaitAgent(wait)
+	if err != nil {
+		return in.bootError(ctx, limit, err)
+	}
+	in.Verbose(fmt.Sprintf("guest agent answered %.2f s after its kernel started", st.Uptime))
+	return nil
+}
+
+// launch has start make a machine of the VM, and takes it into its care.
+func (in *instance) launch(ctx context.Context, start func(context.Context, vmm.Config) (vmm.Machine, error)) error {
 	cfg, closeLogs, err := in.machineConfig()
 	if err != nil {
 		return err
 	}
 	defer closeLogs() // the VMM has its own descriptors
-	if in.machine, err = in.driver.Start(ctx, cfg); err != nil {
+	if in.machine, err = start(ctx, cfg); err != nil {
 		return fmt.Errorf("start the VMM: %w", err)
 	}
 	in.undo.add("end the VMM", func(context.Context) error { return in.machine.Close() })
@@ -86,18 +108,6 @@ func (in *instance) bootAgent(ctx context.Context) error {
 	}
 	in.agent = agentclient.New(in.machine.Dial)
 	in.undo.add("close the agent channel", func(context.Context) error { in.agent.Close(); return nil })
-
-	limit := in.Spec.BootTimeout
-	if limit == 0 {
-		limit = in.driver.Capabilities().BootTimeout
-	}
-	wait, cancel := untilDone(ctx, in.machine, limit)
-	defer cancel()
-	st, err := in.agent.WaitAgent(wait)
-	if err != nil {
-		return in.bootError(ctx, limit, err)
-	}
-	in.Verbose(fmt.Sprintf("guest agent answered %.2f s after its kernel started", st.Uptime))
 	return nil
 }
 
@@ -129,15 +139,7 @@ func (in *instance) startContainer(ctx context.Context) error {
 	if err != nil || !runs {
 		return err
 	}
-	err = in.vm.Update(func(r *vm.Record) error {
-		r.Phases = in.timer.phases
-		return r.Move(vm.StatusRunning, "", time.Now())
-	})
-	if err != nil {
-		return err
-	}
-	in.vm.Tell(events.Started, "")
-	return nil
+	return in.recordRunning()
 }
 
 // attachAndStart reports whether the container runs. One that could not be

@@ -24,6 +24,17 @@ const scratchSize = 16 << 30
 // under the names that every VM has.
 func (in *instance) layOutDisks(ctx context.Context) error {
 	defer in.timer.phase("disks")()
+	if err := in.linkShared(); err != nil {
+		return err
+	}
+	templates := in.Store.Layout().ScratchTemplates()
+	return fresh(string(in.vm.Dir()), paths.ScratchName, func(path string) error {
+		return rootfs.Scratch(ctx, templates, scratchSize, path)
+	})
+}
+
+// linkShared links to what the VM shares with others.
+func (in *instance) linkShared() error {
 	dir := string(in.vm.Dir())
 	links := map[string]string{
 		paths.KernelName: in.artifacts.Kernel,
@@ -36,13 +47,16 @@ func (in *instance) layOutDisks(ctx context.Context) error {
 		}
 	}
 	// A hard link: the file goes when the agent in it is not the current one.
-	if err := fresh(dir, paths.InitrdName, func(path string) error { return os.Link(in.artifacts.Initrd, path) }); err != nil {
-		return err
+	return fresh(dir, paths.InitrdName, func(path string) error { return os.Link(in.artifacts.Initrd, path) })
+}
+
+// disks are the guest's, in its order.
+func (in *instance) disks() []vmm.Disk {
+	return []vmm.Disk{
+		agentapi.DiskRoot:    {ID: "root", Path: paths.RootName, ReadOnly: true},
+		agentapi.DiskImage:   {ID: "image", Path: paths.ImageName, ReadOnly: true},
+		agentapi.DiskScratch: {ID: "scratch", Path: paths.ScratchName},
 	}
-	templates := in.Store.Layout().ScratchTemplates()
-	return fresh(dir, paths.ScratchName, func(path string) error {
-		return rootfs.Scratch(ctx, templates, scratchSize, path)
-	})
 }
 
 // fresh makes a file of the VM's in place of one that an earlier start left.
@@ -78,12 +92,8 @@ func (in *instance) machineConfig() (cfg vmm.Config, closeLogs func(), err error
 	cfg = vmm.Config{
 		Dir: string(dir), Kernel: paths.KernelName, Initrd: paths.InitrdName, Cmdline: in.cmdline(),
 		CPUs: in.Spec.CPUs, MemoryMiB: in.Spec.MemoryMiB,
-		Disks: []vmm.Disk{
-			agentapi.DiskRoot:    {ID: "root", Path: paths.RootName, ReadOnly: true},
-			agentapi.DiskImage:   {ID: "image", Path: paths.ImageName, ReadOnly: true},
-			agentapi.DiskScratch: {ID: "scratch", Path: paths.ScratchName},
-		},
-		Net: in.net.Net(), Launcher: in.launcher(),
+		Disks: in.disks(),
+		Net:   in.net.Net(), Launcher: in.launcher(),
 		Console: logs[0], VMMLog: logs[1],
 	}
 	if in.usesMetadata() {

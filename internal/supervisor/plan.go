@@ -20,13 +20,9 @@ const maxHostname = 64
 func (in *instance) plan() *agentapi.Plan {
 	rec := in.vm.Record()
 	c, img := &in.Spec.Container, &in.image.Config
-	hostname := c.Hostname
-	if hostname == "" {
-		hostname = rec.Name[:min(len(rec.Name), maxHostname)]
-	}
 	process := in.resolveProcess()
 	p := &agentapi.Plan{
-		Version: agentapi.Version, Hostname: hostname, Time: time.Now(),
+		Version: agentapi.Version, Hostname: hostname(&rec), Time: time.Now(),
 		Container: agentapi.Container{
 			Name: rec.Name, Image: in.Spec.Image, Args: rec.Resolved.Command,
 			Env: process.Env, WorkDir: process.WorkDir, User: process.User,
@@ -39,6 +35,14 @@ func (in *instance) plan() *agentapi.Plan {
 	p.Network = in.guestNetwork()
 	p.Hosts, _ = network.ParseHosts(in.Spec.Network.AddHosts) // it was checked
 	return p
+}
+
+// hostname is the guest's: the VM's name, if nobody has said another.
+func hostname(r *vm.Record) string {
+	if h := r.Spec.Container.Hostname; h != "" {
+		return h
+	}
+	return r.Name[:min(len(r.Name), maxHostname)]
 }
 
 // command is what the container runs, as Docker has it: an entrypoint that

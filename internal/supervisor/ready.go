@@ -14,6 +14,7 @@ import (
 	"github.com/fcvm/fcvm/internal/agentapi"
 	"github.com/fcvm/fcvm/internal/agentclient"
 	"github.com/fcvm/fcvm/internal/events"
+	"github.com/fcvm/fcvm/internal/snapshot"
 	"github.com/fcvm/fcvm/internal/vm"
 )
 
@@ -36,6 +37,16 @@ func (in *instance) watchGate(ctx context.Context) {
 			in.fail(fmt.Errorf("%w: %s within %s: %w%s", ErrNotReady, gateText(g), g.Timeout, err, in.consoleText()))
 		}
 		return
+	}
+	if in.SaveSnapshot != "" {
+		snap, err := in.capture(ctx, captureOptions{name: in.SaveSnapshot, guest: snapshot.GuestRunning})
+		if err != nil {
+			if ctx.Err() == nil {
+				in.fail(err)
+			}
+			return
+		}
+		snap.Release()
 	}
 	if err := in.vm.Update(func(r *vm.Record) error {
 		r.Ready = true

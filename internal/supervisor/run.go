@@ -12,6 +12,7 @@ import (
 	"github.com/fcvm/fcvm/internal/image"
 	"github.com/fcvm/fcvm/internal/progress"
 	"github.com/fcvm/fcvm/internal/setup"
+	"github.com/fcvm/fcvm/internal/snapshot"
 	"github.com/fcvm/fcvm/internal/store"
 	"github.com/fcvm/fcvm/internal/vm"
 	"github.com/fcvm/fcvm/internal/vmm"
@@ -41,6 +42,7 @@ type life struct {
 	undo      undoStack
 	signals   *signals
 	driver    vmm.Driver
+	from      *snapshot.Snapshot // what the VM is started from; nil: it boots
 	artifacts *setup.Artifacts
 	image     image.Image
 	ports     []string // as for -p; after the first start with the host ports that were chosen
@@ -50,6 +52,7 @@ type life struct {
 	over      *latch // the VM has ended for good
 
 	publishing sync.Mutex // ports are opened or closed
+	capturing  sync.Mutex // a snapshot is taken, or the VM is paused or resumed
 
 	mu       sync.Mutex
 	current  *instance // that boots or runs; nil: none
@@ -72,6 +75,9 @@ func run(ctx context.Context, d Deps, o Options) (Result, error) {
 	l := &life{
 		Deps: d, Options: o, ports: o.Spec.Network.Publish, ready: newLatch(), over: newLatch(),
 	}
+	if o.Clone != nil {
+		l.from = o.Clone.Snapshot
+	}
 	ctx, l.signals = watchSignals(ctx, o.Signals)
 	defer l.signals.stop()
 
@@ -82,7 +88,7 @@ func run(ctx context.Context, d Deps, o Options) (Result, error) {
 // live goes from nothing to the end of the container, and through its restarts.
 func (l *life) live(ctx context.Context) (int, error) {
 	for _, step := range []func(context.Context) error{
-		l.chooseDriver, l.takeArtifacts, l.serveControl, l.getImage,
+		l.checkSnapshot, l.chooseDriver, l.takeArtifacts, l.serveControl, l.getImage,
 	} {
 		if err := step(ctx); err != nil {
 			return 0, err
@@ -141,14 +147,36 @@ func (l *life) runInstance(ctx context.Context) (code int, err error) {
 		in.shutDown(end, err)
 		err = errors.Join(err, in.undo.run(end))
 	}()
-	for _, step := range []func(context.Context) error{
-		in.openNetwork, in.layOutDisks, in.openGroup, in.boot, in.getReady, in.inflate, in.startContainer,
-	} {
+	for _, step := range in.steps() {
 		if err := step(ctx); err != nil {
 			return 0, err
 		}
 	}
+	if in.Clone != nil && len(in.Clone.Exec) > 0 {
+		return in.runCommand(ctx)
+	}
 	return in.follow(ctx)
+}
+
+// steps lead to a container that runs, in this order.
+func (in *instance) steps() []func(context.Context) error {
+	if in.from != nil {
+		return []func(context.Context) error{
+			in.openNetwork, in.restoreDisks, in.openGroup, in.restore, in.makeOwn, in.runHooks, in.joinContainer,
+		}
+	}
+	return []func(context.Context) error{
+		in.openNetwork, in.layOutDisks, in.openGroup, in.boot, in.getReady, in.inflate, in.startContainer,
+	}
+}
+
+// checkSnapshot refuses a snapshot that cannot be taken, or started from, before
+// anything is made for it.
+func (l *life) checkSnapshot(ctx context.Context) error {
+	if l.from != nil {
+		return l.from.Verify(ctx, false)
+	}
+	return l.Snapshots.CheckFree(l.SaveSnapshot)
 }
 
 func (l *life) setCurrent(in *instance) {
@@ -185,6 +213,9 @@ func (l *life) takeArtifacts(ctx context.Context) error {
 }
 
 func (l *life) findArtifacts(ctx context.Context) error {
+	if l.from != nil {
+		return l.findOriginal(ctx)
+	}
 	a, err := l.Setup.Artifacts(ctx)
 	if err != nil {
 		return err
@@ -206,6 +237,10 @@ func (l *life) createRecord(context.Context) error {
 	return v.Update(func(r *vm.Record) error {
 		r.Resolved = l.timer.resolved
 		r.Resolved.KernelID, r.Resolved.RootID = l.artifacts.KernelID, l.artifacts.RootID
+		if l.from != nil {
+			m := &l.from.Manifest
+			r.Resolved.Snapshot = vm.Lineage{ID: m.ID, Name: m.Name, Source: m.Source.Name, SourceID: m.Source.ID}
+		}
 		return r.Move(vm.StatusStarting, "", time.Now())
 	})
 }
@@ -226,7 +261,7 @@ func (l *life) serveControl(context.Context) error {
 
 func (l *life) getImage(ctx context.Context) error {
 	defer l.timer.phase("image")()
-	img, err := l.Images.Ensure(ctx, l.Spec.Image, image.EnsureOptions{Pull: l.Pull, Platform: l.Platform, Access: l.Access, Progress: l.Progress})
+	img, err := l.findImage(ctx)
 	if err != nil {
 		return err
 	}
@@ -241,6 +276,13 @@ func (l *life) getImage(ctx context.Context) error {
 		r.Resolved.ImageDigest, r.Resolved.Command, r.Resolved.Process = img.Digest, args, l.resolveProcess()
 		return nil
 	})
+}
+
+func (l *life) findImage(ctx context.Context) (image.Image, error) {
+	if l.from != nil {
+		return l.originalImage()
+	}
+	return l.Images.Ensure(ctx, l.Spec.Image, image.EnsureOptions{Pull: l.Pull, Platform: l.Platform, Access: l.Access, Progress: l.Progress})
 }
 
 func cachedText(cached bool) string {

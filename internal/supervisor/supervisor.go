@@ -4,7 +4,9 @@
 //
 // The order of a start: check the spec, choose the driver, find the artifacts,
 // create the record, get the image, open the network, lay out the disks, start
-// the VMM, wait for the agent, send the plan, attach, start the container.
+// the VMM, wait for the agent, send the plan, attach, start the container. A
+// clone starts from a snapshot instead: it gets a copy of the disks, the VMM
+// loads the rest, and the agent makes the guest a machine of its own.
 // Every step that made something registers how to undo it.
 //
 // A supervisor is a process (`fcvm run`); its VM never outlives it.
@@ -21,6 +23,7 @@ import (
 	"github.com/fcvm/fcvm/internal/network"
 	"github.com/fcvm/fcvm/internal/progress"
 	"github.com/fcvm/fcvm/internal/setup"
+	"github.com/fcvm/fcvm/internal/snapshot"
 	"github.com/fcvm/fcvm/internal/store"
 	"github.com/fcvm/fcvm/internal/vm"
 	"github.com/fcvm/fcvm/internal/vmm"
@@ -40,11 +43,12 @@ var (
 
 // Deps is what a supervisor works with.
 type Deps struct {
-	Store    *store.Store
-	Setup    *setup.Setup
-	Images   *image.Store
-	Drivers  []vmm.Driver      // in the order in which "auto" tries them
-	Networks []network.Backend // in the order in which "auto" tries them
+	Store     *store.Store
+	Setup     *setup.Setup
+	Images    *image.Store
+	Snapshots *snapshot.Store
+	Drivers   []vmm.Driver      // in the order in which "auto" tries them
+	Networks  []network.Backend // in the order in which "auto" tries them
 }
 
 // Options is one run.
@@ -54,12 +58,16 @@ type Options struct {
 	Pull     image.Pull
 	Platform string       // of the image, as OS/ARCHITECTURE; empty: this machine's
 	Access   image.Access // how registries are spoken to
-	Stdio    Stdio
-	Signals  <-chan os.Signal // SIGINT, SIGTERM, …: passed on to the container
-	Progress progress.Reporter
-	Verbose  func(line string) // nil: nobody listens
-	Started  func()            // called when the container runs, before its first output; nil: nobody listens
-	Ready    func(id string)   // called once, when the readiness gate is open; nil: nobody listens
+	Clone    *Clone       // start from a snapshot; nil: boot
+	// SaveSnapshot is the name of a snapshot that is taken when the readiness
+	// gate opens; empty: none.
+	SaveSnapshot string
+	Stdio        Stdio
+	Signals      <-chan os.Signal // SIGINT, SIGTERM, …: passed on to the container
+	Progress     progress.Reporter
+	Verbose      func(line string) // nil: nobody listens
+	Started      func()            // called when the container runs, before its first output; nil: nobody listens
+	Ready        func(id string)   // called once, when the readiness gate is open; nil: nobody listens
 }
 
 // Stdio is what the container's streams are joined to.

@@ -117,9 +117,19 @@ type Resolved struct {
 	Link    Link    `json:"link,omitzero"` // empty without a network
 	Disks   []Disk  `json:"disks,omitempty"`
 
+	Snapshot Lineage `json:"snapshot,omitzero"` // what the VM was started from; empty: it booted
+
 	Limits Limits `json:"limits,omitzero"`
 	// BalloonMiB is what the guest was last asked to give up.
 	BalloonMiB int `json:"balloon_mib"`
+}
+
+// Lineage is where a clone comes from. Neither need exist any more.
+type Lineage struct {
+	ID       string `json:"id"` // of the snapshot
+	Name     string `json:"name,omitempty"`
+	Source   string `json:"source"`    // name of the VM that it was taken of
+	SourceID string `json:"source_id"` //
 }
 
 // Runtime is the container's process, with what the image says and the Spec

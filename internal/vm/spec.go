@@ -61,6 +61,9 @@ type Spec struct {
 	Restart    Restart           `json:"restart,omitzero"`
 	Gate       Gate              `json:"gate,omitzero"`
 	Health     *Health           `json:"health,omitempty"` // in place of the image's
+	// OnRestore are commands for the container's shell, which every VM that is
+	// started from a snapshot of this one runs before it is ready.
+	OnRestore []string `json:"on_restore,omitempty"`
 
 	// IORate bounds what the VM reads from the host's disk, and what it writes
 	// there: bytes a second; 0: no bound.

@@ -1,0 +1,276 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fcvm/fcvm/internal/control"
+	"github.com/fcvm/fcvm/internal/logs"
+	"github.com/fcvm/fcvm/internal/snapshot"
+	"github.com/fcvm/fcvm/internal/store"
+	"github.com/fcvm/fcvm/internal/supervisor"
+	"github.com/fcvm/fcvm/internal/vm"
+)
+
+// maxClones bounds what one command starts.
+const maxClones = 1000
+
+// cloneOptions is `fcvm clone` as it was typed.
+type cloneOptions struct {
+	vm       string // empty: of a snapshot
+	snapshot string
+
+	name      string
+	count     int
+	env       []string
+	network   networkOptions
+	onRestore []string
+	exec      string
+	waitReady string
+	cpus      int
+	memory    int // MiB
+
+	detach      bool
+	interactive bool
+	tty         bool
+	remove      bool
+	logs        vm.Logs
+	logSize     int // MiB
+	quiet       bool
+	verbose     bool
+	timings     bool
+
+	given func(flag string) bool // on the command line
+}
+
+func newCloneCommand(a *app, run func(context.Context, *app, *cloneOptions) error) *cobra.Command {
+	o := new(cloneOptions)
+	cmd := &cobra.Command{
+		Use:     "clone [flags] VM | clone [flags] --snapshot SNAPSHOT",
+		Short:   "Start VMs from one that runs, or from a snapshot",
+		GroupID: groupRun,
+		Long: `Start VMs that go on where another one is: of VM, as it runs now, or as it was
+when --snapshot was taken. A clone is a VM of its own, with its own name, disks,
+network and ports, its own hostname, machine id and random numbers; memory that
+it does not write to it shares with its like. TCP connections of the original are
+reset in it, listeners go on.
+
+A VM that is paused or has ended is cloned from the last snapshot that was taken
+of it since it was started. Ports that the original has published a clone
+publishes on free ports of the host (fcvm port), or those of -p instead.
+
+With -n several are started, in the background (-d) or each for the command of
+--exec. {n} in --name is the number of each; without it -1, -2, … are added.`,
+		Example: `  fcvm clone -d --name web2 -p 8081:80 web
+  fcvm clone -d -n 10 --name 'web-{n}' -p 0:80 --snapshot warm
+  fcvm clone --exec 'pytest -q' --snapshot warm`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if o.snapshot != "" && len(args) > 0 {
+				return &usageError{command: cmd.CommandPath(), err: errors.New("it takes a VM or --snapshot, not both")}
+			}
+			if o.snapshot == "" {
+				return one("VM")(cmd, args)
+			}
+			return nil
+		},
+		ValidArgsFunction: completeOneVM(a, liveVM),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				o.vm = args[0]
+			}
+			o.given = cmd.Flags().Changed
+			return run(cmd.Context(), a, o)
+		},
+	}
+	o.register(a, cmd)
+	return cmd
+}
+
+// register declares the flags in the order in which the help shows them.
+func (o *cloneOptions) register(a *app, cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.SortFlags = false
+	f.StringVar(&o.snapshot, "snapshot", "", "start from this `SNAPSHOT`")
+	complete(cmd, "snapshot", completeSnapshots(a))
+	f.StringVar(&o.name, "name", "", "`NAME` of the clone; a random one if not given")
+	complete(cmd, "name", cobra.NoFileCompletions)
+	f.IntVarP(&o.count, "count", "n", 1, "start `NUMBER` clones")
+	f.StringArrayVarP(&o.env, "env", "e", nil, "set a variable for commands that are run in the clone: `KEY=VALUE`, or KEY to take it from here")
+	f.StringVar(&o.exec, "exec", "", "run `COMMAND` in the clone's shell when it is ready, exit with its code, and end the clone")
+	f.StringArrayVar(&o.onRestore, "on-restore", nil, "run `COMMAND` in the clone's shell before it is ready, beside those of the original's run")
+	f.StringVar(&o.waitReady, "wait-ready", "", "count as ready when: agent, http=`URL`, tcp=PORT, log=REGEX or exec=CMD; [,timeout=5m][,interval=500ms]")
+	f.BoolVarP(&o.detach, "detach", "d", false, "leave the clone in the background once it is ready, and print its id")
+	f.BoolVarP(&o.interactive, "interactive", "i", false, "pass stdin to the container, or to the command of --exec")
+	f.BoolVarP(&o.tty, "tty", "t", false, "take over the container's terminal, if it has one")
+	o.network.register(cmd)
+	f.IntVar(&o.cpus, "cpu", 0, "`NUMBER` of virtual CPUs: that of the original, or an error")
+	f.Var(memory{&o.memory}, "mem", "memory: that of the original, or an error")
+	f.BoolVar(&o.remove, "rm", true, "forget the clone when it has ended; -d, --rm=false, and --logs file or both, keep its record, log and disk")
+	addChoice(cmd, newChoice(&o.logs, vm.LogsStream, vm.LogsFile, vm.LogsBoth), "logs", "where output goes: here, to the clone's log file, or both")
+	o.logSize = logs.DefaultLimit >> 20
+	f.Var(memory{&o.logSize}, "log-size", "how much of the output the log file keeps, the newest: a number of MiB, or 64m, 1g")
+	f.BoolVarP(&o.quiet, "quiet", "q", false, "show no progress")
+	f.BoolVar(&o.verbose, "verbose", false, "say what is done and why, on stderr")
+	f.BoolVar(&o.timings, "timings", false, "say at the end how long each phase took, on stderr")
+	cmd.MarkFlagsMutuallyExclusive("quiet", "verbose")
+	cmd.MarkFlagsMutuallyExclusive("detach", "exec")
+}
+
+func runClone(ctx context.Context, a *app, o *cloneOptions) error {
+	if err := o.check(); err != nil {
+		return err
+	}
+	if id := a.sys.getenv(cloneOfEnv); id != "" { // one of several, or in the background
+		return a.runOneClone(ctx, o, id, a.sys.getenv(cloneNameEnv))
+	}
+	st, err := a.openStore()
+	if err != nil {
+		return err
+	}
+	// A clone's supervisor holds the snapshot itself; this is for the time until
+	// all of them do.
+	var snap *snapshot.Snapshot
+	err = untilInterrupted(ctx, func(ctx context.Context) (err error) {
+		snap, err = o.origin(ctx, st)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer snap.Release()
+	if _, err := o.spec(&snap.Manifest, a.sys.LookupEnv); err != nil {
+		return err
+	}
+	if o.count > 1 || o.detach {
+		return a.startClones(ctx, o, snap.Manifest.ID)
+	}
+	return a.runOneClone(ctx, o, snap.Manifest.ID, o.name)
+}
+
+// check refuses what cannot be meant, and fills in what -d changes.
+func (o *cloneOptions) check() error {
+	switch {
+	case o.count < 1 || o.count > maxClones:
+		return fmt.Errorf("%w: --count %d: it is 1 to %d", vm.ErrInvalid, o.count, maxClones)
+	case o.count > 1 && !o.detach && o.exec == "":
+		return fmt.Errorf("%w: --count %d: several run in the background (-d), or each for a command (--exec)", vm.ErrInvalid, o.count)
+	case o.detach && (o.interactive || o.tty):
+		return fmt.Errorf("%w: -d and -i or -t rule each other out; use fcvm exec -it", vm.ErrInvalid)
+	case o.exec != "" && o.tty:
+		return fmt.Errorf("%w: --exec has no terminal; use fcvm exec -it", vm.ErrInvalid)
+	case o.logSize < 1:
+		return fmt.Errorf("%w: --log-size %d: a log keeps at least 1 MiB", vm.ErrInvalid, o.logSize)
+	}
+	if o.detach {
+		if o.given("logs") && o.logs != vm.LogsFile {
+			return fmt.Errorf("%w: --logs %s: the output of a VM in the background goes to its log file", vm.ErrInvalid, o.logs)
+		}
+		o.logs = vm.LogsFile
+	}
+	if !o.given("rm") {
+		o.remove = o.logs == vm.LogsStream
+	}
+	return o.checkNames()
+}
+
+func (o *cloneOptions) checkNames() error {
+	for _, n := range []int{1, o.count} {
+		if name := o.nameOf(n); name != "" {
+			if err := vm.CheckName(name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// nameOf is the name of the n-th clone, from 1; empty: a random one.
+func (o *cloneOptions) nameOf(n int) string {
+	const number = "{n}"
+	switch {
+	case strings.Contains(o.name, number):
+		return strings.ReplaceAll(o.name, number, fmt.Sprint(n))
+	case o.name == "" || o.count == 1:
+		return o.name
+	}
+	return fmt.Sprintf("%s-%d", o.name, n)
+}
+
+// origin returns what the clones start from: the snapshot that was named, or
+// one of the VM, which is taken now if it runs.
+func (o *cloneOptions) origin(ctx context.Context, st *store.Store) (*snapshot.Snapshot, error) {
+	snapshots := snapshotsOf(st.Layout())
+	if o.snapshot != "" {
+		e, err := snapshots.Find(o.snapshot)
+		if err = errors.Join(err, e.Err); err != nil {
+			return nil, err
+		}
+		return snapshots.Hold(e.Manifest.ID)
+	}
+	e, err := st.Find(o.vm)
+	if err = errors.Join(err, e.Err); err != nil {
+		return nil, err
+	}
+	if !e.Alive || e.Record.Status == vm.StatusPaused {
+		if s, ok := snapshots.Newest(e.Record.ID, lastRun(&e.Record)); ok {
+			return snapshots.Hold(s.Manifest.ID)
+		}
+	}
+	if !e.Alive {
+		return nil, fmt.Errorf("clone %s: %w, and no snapshot was taken of it; before its end, use: fcvm snapshot create --stop %s", nameOf(e), notRunning(e), nameOf(e))
+	}
+	var snap *snapshot.Snapshot
+	err = ask(st, e, "clone", func(c *control.Client) error {
+		done, err := c.Snapshot(ctx, control.SnapshotRequest{})
+		if err == nil {
+			snap, err = snapshots.Hold(done.ID)
+		}
+		return err
+	})
+	return snap, err
+}
+
+// runOneClone is the supervisor of one clone.
+func (a *app) runOneClone(ctx context.Context, o *cloneOptions, id, name string) error {
+	c, err := openConsole(a.sys, consoleOptions{interactive: o.interactive, tty: o.tty, quiet: o.quiet, verbose: o.verbose})
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	a.bridgeSubnet = o.network.subnet
+	d, err := a.deps()
+	if err != nil {
+		return err
+	}
+	snap, err := d.Snapshots.Hold(id)
+	if err != nil {
+		return err
+	}
+	defer snap.Release()
+	spec, err := o.spec(&snap.Manifest, a.sys.LookupEnv)
+	if err != nil {
+		return err
+	}
+	env, err := environment(nil, o.env, a.sys.LookupEnv)
+	if err != nil {
+		return err
+	}
+	clone := &supervisor.Clone{Snapshot: snap, Env: env}
+	if o.exec != "" {
+		clone.Exec = []string{"/bin/sh", "-c", o.exec}
+	}
+	signals, stopSignals := containerSignals()
+	defer stopSignals()
+	opts := supervisor.Options{
+		Name: name, Spec: spec, Clone: clone,
+		Stdio: c.stdio, Signals: signals, Progress: c.reporter, Verbose: c.verbose, Started: c.started,
+	}
+	if !o.interactive && o.exec == "" {
+		opts.Stdio.In = openEnd{} // the original's did not end either
+	}
+	return a.runSupervisor(ctx, d, opts, c, o.detach, o.timings)
+}

@@ -1,0 +1,112 @@
+package cli
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/fcvm/fcvm/internal/network"
+	"github.com/fcvm/fcvm/internal/snapshot"
+	"github.com/fcvm/fcvm/internal/vm"
+)
+
+// spec is that of the original, with what may differ in a clone as it was typed.
+func (o *cloneOptions) spec(m *snapshot.Manifest, lookup func(string) (string, bool)) (vm.Spec, error) {
+	s := m.Spec
+	switch {
+	case m.Guest != snapshot.GuestRunning:
+		return s, fmt.Errorf("%w: snapshot %s was taken before its container was started; it is for fcvm run alone", vm.ErrInvalid, m.Title())
+	case o.given("cpu") && o.cpus != s.CPUs:
+		return s, fmt.Errorf("%w: --cpu %d: a clone has the %d virtual CPUs of its original", vm.ErrInvalid, o.cpus, s.CPUs)
+	case o.given("mem") && o.memory != s.MemoryMiB:
+		return s, fmt.Errorf("%w: --mem %d: a clone has the %d MiB of its original", vm.ErrInvalid, o.memory, s.MemoryMiB)
+	case o.tty && !s.Container.TTY:
+		return s, fmt.Errorf("%w: --tty: the container of the original has no terminal; use fcvm exec -it", vm.ErrInvalid)
+	}
+	net, err := o.networkSpec(m, lookup)
+	if err != nil {
+		return s, err
+	}
+	s.Driver, s.Network = m.Needs.Driver, net
+	s.Remove, s.Logs, s.LogMiB = o.remove, o.logs, o.logSize
+	s.Restart = vm.Restart{} // what had ended would end again
+	s.Gate = vm.Gate{}
+	if o.waitReady != "" {
+		if s.Gate, err = vm.ParseGate(o.waitReady); err != nil {
+			return s, err
+		}
+	}
+	s.OnRestore = append(append([]string{}, s.OnRestore...), o.onRestore...)
+	return s, s.Validate()
+}
+
+// networkSpec is the original's with the flags that were given in its place.
+func (o *cloneOptions) networkSpec(m *snapshot.Manifest, lookup func(string) (string, bool)) (vm.NetworkSpec, error) {
+	asked, err := o.network.spec(lookup)
+	if err != nil {
+		return asked, err
+	}
+	s := m.Spec.Network
+	s.Backend, s.Mode, s.IP, s.Subnet = asked.Backend, asked.Mode, asked.IP, asked.Subnet
+	if o.given("egress") {
+		s.Egress = asked.Egress
+	}
+	if o.given("dns") {
+		s.DNS = asked.DNS
+	}
+	if o.given("dns-search") {
+		s.Search = asked.Search
+	}
+	if o.given("add-host") {
+		s.AddHosts = asked.AddHosts
+	}
+	if o.given("isolated") {
+		s.Isolated = asked.Isolated
+	}
+	if s.Publish, err = o.ports(m); err != nil {
+		return s, err
+	}
+	hasLink := m.Link.Interface != ""
+	switch {
+	case !hasLink && (s.Backend == "none" || s.Backend == "auto"):
+		s.Backend = "none"
+	case !hasLink:
+		return s, fmt.Errorf("%w: --network %s: the original has no network interface, and a clone gets none", vm.ErrInvalid, s.Backend)
+	case s.Backend == "none":
+		return s, fmt.Errorf("%w: --network none: the original has a network interface, and a clone keeps it; --egress none keeps it from the world", vm.ErrInvalid)
+	}
+	return s, nil
+}
+
+// ports are those that were typed, else those of the original on free ports of
+// the host.
+func (o *cloneOptions) ports(m *snapshot.Manifest) ([]string, error) {
+	if !o.given("publish") {
+		ports, err := network.ParsePublish(m.Spec.Network.Publish)
+		var free []string
+		for _, p := range ports {
+			p.HostPort = 0
+			free = append(free, fmt.Sprintf("%s:%d/%s", p.HostAddr(), p.GuestPort, p.Protocol))
+		}
+		return free, err
+	}
+	ports, err := network.ParsePublish(o.network.publish)
+	for _, p := range ports {
+		if p.HostPort != 0 && o.count > 1 {
+			return nil, fmt.Errorf("%w: --publish: port %d of the host can be had by one of %d clones; let each have a free one with -p 0:%d", vm.ErrInvalid, p.HostPort, o.count, p.GuestPort)
+		}
+	}
+	return o.network.publish, err
+}
+
+// lastRun is when a VM last ran: since it was paused or has ended, or, for one
+// that has ended, since it was started.
+func lastRun(r *vm.Record) time.Time {
+	last := r.Created
+	for _, e := range r.History {
+		switch {
+		case e.Status == vm.StatusRunning, e.Status == vm.StatusPaused && r.Status == vm.StatusPaused:
+			last = e.Time
+		}
+	}
+	return last
+}

@@ -1,0 +1,271 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/fcvm/fcvm/internal/snapshot"
+	"github.com/fcvm/fcvm/internal/supervisor"
+	"github.com/fcvm/fcvm/internal/vm"
+)
+
+// snapshot puts a snapshot of a VM that nobody runs into the data directory.
+func (h *host) snapshot(name string, change func(*snapshot.Manifest)) snapshot.Manifest {
+	h.t.Helper()
+	s := snapshot.New(h.layout().Snapshots())
+	d, err := s.Begin(name, 0)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	files := []string{snapshot.MemoryName, snapshot.StateName, "scratch.ext4"}
+	for _, f := range files {
+		if err := os.WriteFile(d.Path(f), []byte(f), 0o600); err != nil {
+			h.t.Fatal(err)
+		}
+	}
+	spec := defaultSpec()
+	spec.Network.Publish = []string{"127.0.0.1:8080:80/tcp", "0.0.0.0:5353:53/udp"}
+	spec.Restart = vm.Restart{Policy: vm.RestartAlways}
+	spec.OnRestore = []string{"own"}
+	m := snapshot.Manifest{
+		Source: snapshot.Source{ID: "00000000000a", Name: "web"},
+		Needs:  snapshot.Needs{Arch: "amd64", Driver: "qemu", VMMVersion: "7.2", CPUs: 2, MemoryMiB: 512, Image: "img", ImageDigest: h.cache("docker.io/needed", false)},
+		Spec:   spec, Guest: snapshot.GuestRunning, Link: vm.Link{Interface: "eth0"},
+		Disks: []snapshot.Disk{{ID: "scratch", Name: "scratch.ext4"}},
+	}
+	if change != nil {
+		change(&m)
+	}
+	snap, err := d.Commit(h.t.Context(), m, files)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	snap.HandOver()
+	return snap.Manifest
+}
+
+func TestSnapshotsAreListedRenamedAndRemoved(t *testing.T) {
+	h := newHost(t)
+	if out := h.ok("snapshot", "ls"); strings.Count(out, "\n") != 1 {
+		t.Errorf("none:\n%s", out)
+	}
+	a := h.snapshot("warm", nil)
+	h.snapshot("auto", func(m *snapshot.Manifest) { m.Key = "k" })
+	if out := h.ok("snapshot", "ls"); !regexp.MustCompile(`(?m)^`+a.ID+` +warm +web +img +512m +qemu +`).MatchString(out) || strings.Contains(out, "auto") {
+		t.Errorf("ls:\n%s", out)
+	}
+	if out := h.ok("snapshot", "ls", "-aq"); out != "warm\nauto\n" {
+		t.Errorf("ls -aq: %q", out)
+	}
+	if out := h.ok("snapshot", "ls", "--format", "{{.Name}} {{.Source}} {{.InUse}}"); out != "warm web false\n" {
+		t.Errorf("--format: %q", out)
+	}
+	if out := h.ok("snapshot", "inspect", "--format", "{{.Needs.Driver}} {{.Source.Name}} {{len .Files}}", "warm"); out != "qemu web 3\n" {
+		t.Errorf("inspect: %q", out)
+	}
+	if out := h.ok("snapshot", "verify", "warm"); !strings.Contains(out, "warm") {
+		t.Errorf("verify: %q", out)
+	}
+	h.ok("snapshot", "rename", "warm", "hot")
+	h.says(`fcvm: no such snapshot: "warm" \(list them with: fcvm snapshot ls\)`, "snapshot", "rm", "warm")
+	h.says(`fcvm: snapshot name is in use: auto is [0-9a-f]{12}; .*`, "snapshot", "rename", "hot", "auto")
+	if out := h.ok("snapshot", "rm", "-f", "nobody", "hot"); out != "hot\n" {
+		t.Errorf("rm -f: %q", out)
+	}
+	if out := h.ok("snapshot", "prune", "--force"); !strings.Contains(out, "Removed snapshot auto") {
+		t.Errorf("prune: %q", out)
+	}
+	if out := h.ok("snapshot", "ls", "-a"); strings.Count(out, "\n") != 1 {
+		t.Errorf("left:\n%s", out)
+	}
+}
+
+func TestSnapshotsTravelAsOneFile(t *testing.T) {
+	h, there := newHost(t), newHost(t)
+	h.snapshot("warm", nil)
+	file := filepath.Join(t.TempDir(), "warm.fcvm")
+	h.ok("snapshot", "export", "warm", file)
+	if out := there.ok("snapshot", "import", "--name", "other", file); out != "other\n" {
+		t.Errorf("import: %q", out)
+	}
+	var archive bytes.Buffer
+	h.stdout = &archive
+	if code, _, errs := h.fcvm("snapshot", "export", "warm", "-"); code != 0 {
+		t.Fatal(errs)
+	}
+	there.stdin = &archive
+	if out := there.ok("snapshot", "import", "-"); out != "warm\n" {
+		t.Errorf("import from stdin: %q", out)
+	}
+	if err := os.WriteFile(file, []byte("no archive"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	there.says(`fcvm: import snapshot: snapshot is damaged: it is no exported snapshot.*`, "snapshot", "import", file)
+	there.says(`fcvm: import snapshot: open .*: no such file or directory.*`, "snapshot", "import", file+"x")
+}
+
+// What a snapshot needs is not removed, whoever else has gone.
+func TestPruneKeepsWhatSnapshotsNeed(t *testing.T) {
+	h := newHost(t)
+	if err := os.WriteFile(h.layout().Setup(), []byte(`{"schema":1}`), 0o600); err != nil {
+		if err = errors.Join(os.MkdirAll(h.data, 0o700), os.WriteFile(h.layout().Setup(), []byte(`{"schema":1}`), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m := h.snapshot("warm", func(m *snapshot.Manifest) { m.Needs.KernelID = "bbbbbbbbbbbbbbbb" })
+	kernel := h.kernel("bbbbbbbbbbbbbbbb")
+	image := filepath.Join(h.layout().Images(), "disks", strings.TrimPrefix(m.Needs.ImageDigest, "sha256:"))
+	if out := h.ok("system", "prune", "--force"); out != "Nothing to remove.\n" {
+		t.Errorf("prune: %s", out)
+	}
+	if h.left(kernel, image) == "" {
+		t.Fatal("it removed what the snapshot needs")
+	}
+	if out := h.ok("system", "df", "-v"); !regexp.MustCompile(`(?m)^snapshot +` + m.ID + ` +warm +of web`).MatchString(out) {
+		t.Errorf("df -v:\n%s", out)
+	}
+	h.ok("system", "prune", "--all", "--force")
+	if left := h.left(kernel, image); left != "" {
+		t.Errorf("with --all %s is left", left)
+	}
+}
+
+func TestCloneMakesTheSpecOfTheOriginal(t *testing.T) {
+	h := newHost(t)
+	m := h.snapshot("warm", nil)
+	original := m.Spec
+	for _, c := range []struct {
+		args   string
+		change func(*vm.Spec)
+	}{
+		{"", func(*vm.Spec) {}},
+		{"-p 8081:80", func(s *vm.Spec) { s.Network.Publish = []string{"8081:80"} }},
+		{"--network usernet --egress none", func(s *vm.Spec) { s.Network.Backend, s.Network.Egress = "usernet", []string{"none"} }},
+		{"--rm=false --logs both", func(s *vm.Spec) { s.Remove, s.Logs = false, vm.LogsBoth }},
+		{"--cpu 2 --mem 512", func(*vm.Spec) {}},
+		{"--on-restore more", func(s *vm.Spec) { s.OnRestore = []string{"own", "more"} }},
+		{"--wait-ready agent", func(s *vm.Spec) {
+			s.Gate = vm.Gate{Kind: vm.GateAgent, Timeout: vm.DefaultGateTimeout, Interval: vm.DefaultGateInterval}
+		}},
+	} {
+		want := original
+		want.Driver, want.Restart = "qemu", vm.Restart{}
+		want.Network.Publish = []string{"127.0.0.1:0:80/tcp", "0.0.0.0:0:53/udp"}
+		c.change(&want)
+		h.run = func(_ context.Context, _ supervisor.Deps, o supervisor.Options) (supervisor.Result, error) {
+			if d := cmp.Diff(want, o.Spec); d != "" {
+				t.Errorf("clone %s: %s", c.args, d)
+			}
+			if o.Clone == nil || o.Clone.Snapshot.Manifest.ID != m.ID || o.Name != "x" {
+				t.Errorf("clone %s: %+v", c.args, o)
+			}
+			return supervisor.Result{}, nil
+		}
+		h.ok(append([]string{"clone", "--snapshot", "warm", "--name", "x"}, strings.Fields(c.args)...)...)
+	}
+}
+
+func TestCloneRefuses(t *testing.T) {
+	h := newHost(t)
+	h.snapshot("warm", nil)
+	h.snapshot("unlinked", func(m *snapshot.Manifest) { m.Link = vm.Link{} })
+	h.snapshot("up", func(m *snapshot.Manifest) { m.Guest = snapshot.GuestUp })
+	h.end(h.create("gone", defaultSpec()), 0)
+	h.run = func(context.Context, supervisor.Deps, supervisor.Options) (supervisor.Result, error) {
+		t.Error("it was started")
+		return supervisor.Result{}, nil
+	}
+	for args, want := range map[string]string{
+		"":                                               `.*no VM given.*`,
+		"--snapshot warm web":                            `.*not both.*`,
+		"--snapshot nobody":                              `.*no such snapshot: "nobody".*`,
+		"nobody":                                         `.*no such VM.*`,
+		"gone":                                           `.*no snapshot was taken of it.*`,
+		"--snapshot warm --cpu 4":                        `.*--cpu 4: a clone has the 2 virtual CPUs of its original.*`,
+		"--snapshot warm --mem 1g":                       `.*--mem 1024: a clone has the 512 MiB of its original.*`,
+		"--snapshot warm -t":                             `.*has no terminal.*`,
+		"--snapshot warm -n 3":                           `.*--count 3: several run in the background.*`,
+		"--snapshot warm -n 0 -d":                        `.*--count 0.*`,
+		"--snapshot warm -n 2 -d -p 80:80":               `.*port 80 of the host can be had by one of 2 clones.*`,
+		"--snapshot warm -d -i":                          `.*rule each other out.*`,
+		"--snapshot warm --name a/b":                     `.*name "a/b".*`,
+		"--snapshot warm --network none":                 `.*the original has a network interface.*`,
+		"--snapshot unlinked --network usernet":          `.*the original has no network interface.*`,
+		"--snapshot up":                                  `.*before its container was started.*`,
+		"--snapshot warm --wait-ready nonsense":          `.*wait-ready.*`,
+		"--snapshot warm -d --exec true":                 `.*`,
+		"--snapshot warm -n 3 -d --name {n}/x":           `.*name "1/x".*`,
+		"--snapshot warm --logs stream -d":               `.*--logs stream.*`,
+		"--snapshot warm -p nonsense":                    `.*--publish.*`,
+		"--snapshot warm -t --exec true":                 `.*--exec has no terminal.*`,
+		"--snapshot warm --log-size 0":                   `.*--log-size 0.*`,
+		"--snapshot warm --network x":                    `.*network.*`,
+		"--snapshot warm --ip 1.2.3.4 --network usernet": `.*--ip.*`,
+	} {
+		h.says(want, append([]string{"clone"}, strings.Fields(args)...)...)
+	}
+}
+
+func TestClonesHaveNames(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		count int
+		want  []string
+	}{
+		{"", 2, []string{"", ""}},
+		{"web", 1, []string{"web"}},
+		{"web", 2, []string{"web-1", "web-2"}},
+		{"a-{n}-b", 2, []string{"a-1-b", "a-2-b"}},
+		{"{n}", 1, []string{"1"}},
+	} {
+		o := cloneOptions{name: c.name, count: c.count}
+		var got []string
+		for n := range c.count {
+			got = append(got, o.nameOf(n+1))
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%q, %d: %q", c.name, c.count, got)
+		}
+	}
+}
+
+// A VM that does not run is cloned from a snapshot that still says what it was.
+func TestLastRun(t *testing.T) {
+	at := func(s int) time.Time { return time.Unix(int64(s), 0) }
+	r := vm.Record{Created: at(1), Status: vm.StatusExited, History: []vm.Event{
+		{Time: at(1), Status: vm.StatusCreated}, {Time: at(2), Status: vm.StatusStarting}, {Time: at(3), Status: vm.StatusRunning}, {Time: at(9), Status: vm.StatusExited},
+	}}
+	if got := lastRun(&r); !got.Equal(at(3)) {
+		t.Errorf("ended: %s", got)
+	}
+	r.Status, r.History[3] = vm.StatusPaused, vm.Event{Time: at(9), Status: vm.StatusPaused}
+	if got := lastRun(&r); !got.Equal(at(9)) {
+		t.Errorf("paused: %s", got)
+	}
+}
+
+func TestCompletionOffersSnapshots(t *testing.T) {
+	h := newHost(t)
+	if _, out, _ := h.fcvm("__complete", "clone", "--snapshot", ""); strings.Contains(out, "warm") {
+		t.Errorf("before there is one: %q", out)
+	}
+	h.snapshot("warm", nil)
+	_, out, _ := h.fcvm("__complete", "clone", "--snapshot", "w")
+	if !strings.Contains(out, "warm\timg, of web") {
+		t.Errorf("clone --snapshot: %q", out)
+	}
+	_, out, _ = h.fcvm("__complete", "snapshot", "rm", "warm", "")
+	if strings.Contains(out, "img") {
+		t.Errorf("one that was given: %q", out)
+	}
+}

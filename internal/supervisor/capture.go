@@ -1,0 +1,178 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fcvm/fcvm/internal/control"
+	"github.com/fcvm/fcvm/internal/paths"
+	"github.com/fcvm/fcvm/internal/proc"
+	"github.com/fcvm/fcvm/internal/rootfs"
+	"github.com/fcvm/fcvm/internal/snapshot"
+	"github.com/fcvm/fcvm/internal/vm"
+	"github.com/fcvm/fcvm/internal/vmm"
+)
+
+// Snapshot implements control.VM. A snapshot without a name is left to whoever
+// has asked for it.
+func (c *commands) Snapshot(ctx context.Context, req control.SnapshotRequest) (control.Snapshotted, error) {
+	in, err := c.running()
+	if err != nil && !errors.Is(err, vm.ErrPaused) {
+		return control.Snapshotted{}, err
+	}
+	snap, err := in.capture(ctx, captureOptions{name: req.Name, guest: snapshot.GuestRunning})
+	if err != nil {
+		return control.Snapshotted{}, err
+	}
+	defer snap.HandOver()
+	return control.Snapshotted{ID: snap.Manifest.ID, Name: snap.Manifest.Name, Pause: snap.Manifest.Pause}, nil
+}
+
+// captureOptions say what becomes of a snapshot.
+type captureOptions struct {
+	name  string // empty: it goes with its last user
+	key   string // of an automatic one
+	guest snapshot.GuestState
+}
+
+// capture takes a snapshot of the VM, which stands still for as long as its
+// memory, its devices and its disks are saved, and no longer.
+func (in *instance) capture(ctx context.Context, o captureOptions) (*snapshot.Snapshot, error) {
+	m, ok := in.machine.(vmm.Snapshotter)
+	if !ok {
+		return nil, fmt.Errorf("%w: snapshots with %s", vmm.ErrUnsupported, in.driver.Name())
+	}
+	in.capturing.Lock()
+	defer in.capturing.Unlock()
+	draft, err := in.Snapshots.Begin(o.name, in.snapshotSize())
+	if err != nil {
+		return nil, err
+	}
+	snap, err := in.fillDraft(ctx, draft, m, o)
+	if err != nil {
+		draft.Abort()
+		return nil, fmt.Errorf("take a snapshot of VM %s: %w", in.vm.Record().Name, err)
+	}
+	in.Verbose(fmt.Sprintf("snapshot %s: the guest stood still for %s", snap.Manifest.Title(), snap.Manifest.Pause.Round(time.Millisecond)))
+	return snap, nil
+}
+
+func (in *instance) fillDraft(ctx context.Context, d *snapshot.Draft, m vmm.Snapshotter, o captureOptions) (*snapshot.Snapshot, error) {
+	files := vmm.SnapshotFiles{Memory: d.Path(snapshot.MemoryName), State: d.Path(snapshot.StateName)}
+	names := []string{snapshot.MemoryName, snapshot.StateName, paths.InitrdName}
+	manifest := in.manifest(o)
+	pause, err := in.whilePaused(ctx, func() error {
+		if err := m.Snapshot(ctx, files); err != nil {
+			return err
+		}
+		for _, disk := range manifest.Disks {
+			if disk.ReadOnly {
+				continue
+			}
+			if err := rootfs.CopySparse(ctx, d.Path(disk.Name), filepath.Join(string(in.vm.Dir()), disk.Name)); err != nil {
+				return err
+			}
+			names = append(names, disk.Name)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := m.FinishSnapshot(ctx, files); err != nil {
+		return nil, err
+	}
+	// The VMM is told of it again when a snapshot is loaded; the file that setup
+	// has made goes when there is a newer agent.
+	if err := os.Link(filepath.Join(string(in.vm.Dir()), paths.InitrdName), d.Path(paths.InitrdName)); err != nil {
+		return nil, err
+	}
+	manifest.Key, manifest.Pause = o.key, pause
+	return d.Commit(ctx, manifest, names)
+}
+
+// whilePaused runs f while the guest stands still, and reports for how long it
+// did. A VM that somebody has paused stays so.
+func (in *instance) whilePaused(ctx context.Context, f func() error) (time.Duration, error) {
+	if in.vm.Record().Status == vm.StatusPaused {
+		return 0, f()
+	}
+	began := time.Now()
+	if err := in.machine.Pause(ctx); err != nil {
+		return 0, err
+	}
+	err := f()
+	if rerr := in.machine.Resume(context.WithoutCancel(ctx)); rerr != nil {
+		err = errors.Join(err, fmt.Errorf("let the guest go on: %w", rerr))
+	}
+	return time.Since(began), err
+}
+
+// manifest says what the VM is, as far as whoever is started from it must know.
+func (in *instance) manifest(o captureOptions) snapshot.Manifest {
+	r := in.vm.Record()
+	m := snapshot.Manifest{
+		Source: snapshot.Source{ID: r.ID, Name: r.Name, Started: r.Restarts},
+		Needs:  in.needs(), Spec: r.Spec, Process: r.Resolved.Process, Command: r.Resolved.Command,
+		Link: r.Resolved.Link, DeviceMTU: in.deviceMTU, Guest: o.guest,
+	}
+	m.Spec.Network.Publish = in.openPorts() // those of the host that were chosen, too
+	if in.from != nil {
+		m.Source.Snapshot = in.from.Manifest.ID
+	}
+	for _, d := range in.disks() {
+		m.Disks = append(m.Disks, snapshot.Disk{ID: d.ID, Name: d.Path, ReadOnly: d.ReadOnly})
+	}
+	return m
+}
+
+// needs is what this VM runs with, as a snapshot of it would need it again.
+func (in *instance) needs() snapshot.Needs {
+	n := in.host()
+	n.CPUs, n.MemoryMiB = in.Spec.CPUs, in.Spec.MemoryMiB
+	n.KernelID, n.RootID = in.artifacts.KernelID, in.artifacts.RootID
+	n.Image, n.ImageDigest = in.Spec.Image, in.image.Digest
+	return n
+}
+
+// host is what a snapshot depends on of this host and the driver.
+func (l *life) host() snapshot.Needs {
+	r := &l.timer.resolved
+	n := snapshot.Needs{Arch: runtime.GOARCH, Driver: r.Driver, VMMVersion: r.VMMVersion, Accelerated: r.Accelerated}
+	if r.Accelerated {
+		// An emulator's CPU is its own. A CPU that cannot be told is no other's.
+		n.CPU, _ = snapshot.HostCPU()
+	}
+	return n
+}
+
+// snapshotSize is what a snapshot takes of the disk, at most, bytes: what the
+// VMM has in memory, what of the snapshot it was started from it has not
+// touched yet, and its disk.
+func (in *instance) snapshotSize() int64 {
+	memory := int64(in.Spec.MemoryMiB) << 20
+	if st, err := proc.Read(in.machine.PID()); err == nil {
+		rss := st.Resident
+		if in.from != nil {
+			rss += allocated(in.from.Memory())
+		}
+		memory = min(memory, rss)
+	}
+	return memory + allocated(in.vm.Dir().Scratch())
+}
+
+// allocated is what a file takes of the disk, bytes.
+func allocated(path string) int64 {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0
+	}
+	return st.Blocks * 512 // st_blocks is in units of 512 bytes: stat(2)
+}

@@ -1,0 +1,258 @@
+package supervisor
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/fcvm/fcvm/internal/agentapi"
+	"github.com/fcvm/fcvm/internal/agentclient"
+	"github.com/fcvm/fcvm/internal/events"
+	"github.com/fcvm/fcvm/internal/image"
+	"github.com/fcvm/fcvm/internal/network"
+	"github.com/fcvm/fcvm/internal/paths"
+	"github.com/fcvm/fcvm/internal/rootfs"
+	"github.com/fcvm/fcvm/internal/snapshot"
+	"github.com/fcvm/fcvm/internal/vm"
+	"github.com/fcvm/fcvm/internal/vmm"
+)
+
+// ErrRestore: a snapshot could not be made a VM of its own.
+var ErrRestore = errors.New("the snapshot could not be started")
+
+const (
+	entropyBytes = 64 // that a clone's generator gets
+	epochBytes   = 16
+)
+
+// Clone says how a VM is started from a snapshot.
+type Clone struct {
+	Snapshot *snapshot.Snapshot // held by the caller until the VM has ended
+	Env      []string           // KEY=VALUE: for commands that are run in it
+	// Exec is run when the VM is ready, in place of following its container;
+	// the VM ends with it. Empty: the container is followed.
+	Exec []string
+}
+
+// findOriginal finds what the snapshot needs, and refuses to start with
+// anything else.
+func (l *life) findOriginal(context.Context) error {
+	m := &l.from.Manifest
+	if err := m.Needs.Check("snapshot "+m.Title(), l.host()); err != nil {
+		return err
+	}
+	a, err := l.Setup.ArtifactsOf(m.Needs.KernelID, m.Needs.RootID)
+	if err != nil {
+		return fmt.Errorf("%w: snapshot %s: %w", snapshot.ErrMismatch, m.Title(), err)
+	}
+	a.Initrd = l.from.Path(paths.InitrdName)
+	l.artifacts = a
+	return nil
+}
+
+// originalImage is the very image that the snapshot's container runs.
+func (l *life) originalImage() (image.Image, error) {
+	m := &l.from.Manifest
+	img, err := l.Images.ByDigest(m.Needs.ImageDigest)
+	if errors.Is(err, image.ErrNotFound) {
+		return img, fmt.Errorf("%w: snapshot %s needs the image %s (%s), which is not in the cache; get it with: fcvm image pull %s",
+			snapshot.ErrMismatch, m.Title(), m.Needs.Image, m.Needs.ImageDigest, m.Needs.Image)
+	}
+	return img, err
+}
+
+// restoreDisks gives the VM its own copy of each disk that can be written to.
+func (in *instance) restoreDisks(ctx context.Context) error {
+	defer in.timer.phase("disk")()
+	if err := in.linkShared(); err != nil {
+		return err
+	}
+	dir := string(in.vm.Dir())
+	for _, d := range in.from.Manifest.Disks {
+		var err error
+		switch {
+		case !d.ReadOnly:
+			err = fresh(dir, d.Name, func(path string) error { return rootfs.CopySparse(ctx, path, in.from.Path(d.Name)) })
+		case d.Path != "":
+			err = fresh(dir, d.Name, func(path string) error { return os.Symlink(d.Path, path) })
+		}
+		if err == nil && !d.ReadOnly {
+			err = os.Chmod(filepath.Join(dir, d.Name), 0o600)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// restore loads the snapshot into a VMM and lets the guest go on.
+func (in *instance) restore(ctx context.Context) error {
+	r, ok := in.driver.(vmm.Restorer)
+	if !ok {
+		return fmt.Errorf("%w: snapshots with %s", vmm.ErrUnsupported, in.driver.Name())
+	}
+	task := in.Progress.Task("start from snapshot "+in.from.Manifest.Title(), 0)
+	err := in.launch(ctx, func(ctx context.Context, cfg vmm.Config) (vmm.Machine, error) {
+		if cfg.Net != nil {
+			n := *cfg.Net
+			n.MTU = in.from.Manifest.DeviceMTU // the device is as it was
+			cfg.Net = &n
+		}
+		return r.Restore(ctx, cfg, vmm.RestoreFrom{
+			State: in.from.State(), Memory: in.from.Memory(), Phase: in.timer.phase,
+		})
+	})
+	if err == nil {
+		err = in.goOn(ctx)
+	}
+	task.Done(err)
+	return err
+}
+
+func (in *instance) goOn(ctx context.Context) error {
+	defer in.timer.phase("resume")()
+	if err := in.machine.Resume(ctx); err != nil {
+		return fmt.Errorf("%w: %w", ErrRestore, err)
+	}
+	return nil
+}
+
+// makeOwn has the guest become a machine of its own: until it has confirmed
+// that, it is not ready, and the clone fails.
+func (in *instance) makeOwn(ctx context.Context) error {
+	defer in.timer.phase("agent")()
+	wait, cancel := untilDone(ctx, in.machine, startTimeout)
+	defer cancel()
+	req, err := in.restoreRequest()
+	if err != nil {
+		return err
+	}
+	if _, err := in.agent.WaitAgent(wait); err != nil {
+		return in.bootError(ctx, startTimeout, err)
+	}
+	got, err := in.agent.Restore(wait, req)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrRestore, in.guestError(ctx, err))
+	}
+	in.Verbose(fmt.Sprintf("the guest is its own: clock off by %s, %d TCP connections of the original reset", time.Since(got.Time).Round(time.Millisecond), got.Reset))
+	return nil
+}
+
+func (in *instance) restoreRequest() (agentapi.RestoreRequest, error) {
+	entropy, epoch := make([]byte, entropyBytes), make([]byte, epochBytes)
+	for _, b := range [][]byte{entropy, epoch} {
+		_, _ = rand.Read(b) // never fails (crypto/rand)
+	}
+	hosts, err := network.ParseHosts(in.Spec.Network.AddHosts)
+	if err != nil {
+		return agentapi.RestoreRequest{}, err
+	}
+	rec := in.vm.Record()
+	req := agentapi.RestoreRequest{
+		Epoch: hex.EncodeToString(epoch), Time: time.Now(), Entropy: entropy,
+		Hostname: hostname(&rec), MachineID: machineID(), Network: in.guestNetwork(), Hosts: hosts,
+	}
+	if in.Clone != nil {
+		req.Env = in.Clone.Env
+	}
+	return req, nil
+}
+
+// machineID is a new one, as systemd makes them: machine-id(5), a random UUID
+// of version 4 without its dashes.
+func machineID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:])
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return hex.EncodeToString(b[:])
+}
+
+// runHooks runs what is to be done in a clone before it counts as ready: what
+// no agent can know of, as keys of programs that have been loaded already.
+func (in *instance) runHooks(ctx context.Context) error {
+	if len(in.Spec.OnRestore) == 0 {
+		return nil
+	}
+	defer in.timer.phase("on-restore")()
+	wait, cancel := untilDone(ctx, in.machine, startTimeout)
+	defer cancel()
+	for _, hook := range in.Spec.OnRestore {
+		code, output, err := in.exec(wait, []string{"/bin/sh", "-c", hook})
+		if err == nil && code != 0 {
+			err = fmt.Errorf("it ended with code %d: %s", code, output)
+		}
+		if err != nil {
+			return fmt.Errorf("%w: --on-restore %q: %w", ErrRestore, hook, err)
+		}
+	}
+	return nil
+}
+
+// joinContainer takes over the streams of the container, which runs already.
+func (in *instance) joinContainer(ctx context.Context) error {
+	if err := in.openOutput(); err != nil {
+		return err
+	}
+	wait, cancel := untilDone(ctx, in.machine, startTimeout)
+	defer cancel()
+	var err error
+	if in.stream, err = in.agent.Attach(wait); err != nil {
+		return in.guestError(ctx, err)
+	}
+	in.undo.add("detach", func(context.Context) error { _ = in.stream.Close(); return nil })
+	return in.recordRunning()
+}
+
+func (in *instance) recordRunning() error {
+	err := in.vm.Update(func(r *vm.Record) error {
+		r.Phases = in.timer.phases
+		return r.Move(vm.StatusRunning, "", time.Now())
+	})
+	if err != nil {
+		return err
+	}
+	in.vm.Tell(events.Started, "")
+	return nil
+}
+
+// runCommand runs the command that a clone was made for, and returns its exit
+// code. The container goes on beside it, and ends with the VM.
+func (in *instance) runCommand(ctx context.Context) (int, error) {
+	go func() { // what it writes, nobody has asked for
+		_, _ = in.stream.Run(context.WithoutCancel(ctx), agentclient.Stdio{Stdin: openInput{}})
+	}()
+	s, err := in.agent.Exec(ctx, agentapi.ExecRequest{Args: in.Clone.Exec, Stdin: in.Stdio.In != nil})
+	if err != nil {
+		return 0, in.guestError(ctx, err)
+	}
+	if !in.signals.setForward(func(sig int) { _ = s.Signal(sig) }) {
+		return 0, context.Cause(ctx)
+	}
+	defer in.signals.setForward(nil)
+	if in.Started != nil {
+		in.Started()
+	}
+	exit, err := s.Run(context.WithoutCancel(ctx), agentclient.Stdio{
+		Stdin: in.Stdio.In, Stdout: in.Stdio.Out, Stderr: in.Stdio.Err, Resize: in.Stdio.Resize,
+	})
+	switch {
+	case in.signals.killed():
+		return exitKilled, nil
+	case err != nil:
+		return 0, in.guestError(ctx, err)
+	case exit.Failed:
+		return exit.Code, &StartError{Args: in.Clone.Exec, Exit: exit}
+	}
+	return exit.Code, nil
+}
+
+// openInput is the stdin of a container that nobody writes to: it does not end.
+type openInput struct{}
+
+func (openInput) Read([]byte) (int, error) { select {} }
