@@ -24,6 +24,10 @@ type Draft struct {
 	ID   string
 	Name string
 
+	// Boot is the host's, for a snapshot that need not outlive it: then its
+	// files are not waited for. Empty: they are.
+	Boot string
+
 	store *Store
 	dir   string
 	lock  *os.File
@@ -91,7 +95,7 @@ func (d *Draft) Abort() {
 // says. After an error there is no snapshot, and no draft.
 func (d *Draft) Commit(ctx context.Context, m Manifest, files []string) (*Snapshot, error) {
 	m.Schema, m.ID, m.Name = Schema, d.ID, d.Name
-	m.Created = time.Now().UTC()
+	m.Created, m.Unsynced = time.Now().UTC(), d.Boot
 	s, err := d.commit(ctx, &m, files)
 	if err != nil {
 		d.Abort()
@@ -139,7 +143,7 @@ func (d *Draft) seal(ctx context.Context, m *Manifest, names []string) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for i, name := range names {
 		g.Go(func() error {
-			f, err := seal(ctx, d.Path(name))
+			f, err := seal(ctx, d.Path(name), d.Boot == "")
 			f.Name = name
 			m.Files[i] = f
 			return err
@@ -156,13 +160,17 @@ func (d *Draft) seal(ctx context.Context, m *Manifest, names []string) error {
 	return nil
 }
 
-func seal(ctx context.Context, path string) (File, error) {
+func seal(ctx context.Context, path string, sync bool) (File, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return File{}, err
 	}
 	defer func() { _ = f.Close() }()
-	if err := errors.Join(f.Chmod(0o400), f.Sync()); err != nil {
+	err = f.Chmod(0o400)
+	if err == nil && sync {
+		err = f.Sync()
+	}
+	if err != nil {
 		return File{}, err
 	}
 	digest, err := Digest(ctx, path)

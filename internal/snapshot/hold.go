@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/fcvm/fcvm/internal/proc"
 )
 
 // Snapshot is one that is held: it stays, with all its files, until Release.
@@ -75,9 +77,14 @@ func (s *Store) Hold(id string) (*Snapshot, error) {
 
 // Verify says whether the files are what they were when the snapshot was
 // taken. A file whose stamp is right has not been written since; of the others,
-// and of all if thorough, the contents are read. The error wraps ErrCorrupt.
+// and of all if thorough, or if the host has been restarted since somebody wrote
+// them and did not wait, the contents are read. The error wraps ErrCorrupt.
 func (s *Snapshot) Verify(ctx context.Context, thorough bool) error {
 	restamped := false
+	if u := s.Manifest.Unsynced; u != "" && u != proc.BootID() {
+		thorough, restamped = true, true
+		s.Manifest.Unsynced = ""
+	}
 	for i := range s.Manifest.Files {
 		f := &s.Manifest.Files[i]
 		stamp, size, err := stampOf(s.Path(f.Name))

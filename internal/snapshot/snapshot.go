@@ -53,6 +53,10 @@ const (
 	WorkingSetName = "workingset" // written later, by a memory server
 )
 
+// MaxAutomatic is how many automatic snapshots are kept, those that were used
+// last. Each takes what its guest had in memory: some 200 MiB.
+const MaxAutomatic = 8
+
 // Manifest is all that is known of a snapshot.
 type Manifest struct {
 	Schema  int       `json:"schema"`
@@ -63,6 +67,11 @@ type Manifest struct {
 	// Key is what an automatic snapshot is found by: a digest of all that the
 	// state of its guest depends on. Empty: somebody asked for the snapshot.
 	Key string `json:"key,omitempty"`
+
+	// Unsynced is the host's boot during which the files were written, if nobody
+	// has waited for them to reach the disk: in another one they are read before
+	// they are used. Empty: they are on the disk.
+	Unsynced string `json:"unsynced,omitempty"`
 
 	Source  Source     `json:"source"`
 	Needs   Needs      `json:"needs"`

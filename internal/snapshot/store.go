@@ -239,6 +239,48 @@ func (s *Store) FindKey(key string) (Entry, bool) {
 	return Entry{}, false
 }
 
+// HoldKey takes the newest automatic snapshot of a key into use, if there is one
+// that can be read.
+func (s *Store) HoldKey(key string) (*Snapshot, bool) {
+	e, ok := s.FindKey(key)
+	if !ok {
+		return nil, false
+	}
+	snap, err := s.Hold(e.Manifest.ID)
+	if err != nil {
+		return nil, false
+	}
+	now := time.Now()
+	_ = os.Chtimes(filepath.Join(e.Dir, lockName), now, now) // when it was last used
+	return snap, true
+}
+
+// TrimAutomatic removes automatic snapshots that nobody uses, until there are
+// MaxAutomatic, and all but the newest of each key.
+func (s *Store) TrimAutomatic() {
+	entries, err := s.List()
+	if err != nil {
+		return
+	}
+	entries = slices.DeleteFunc(entries, func(e Entry) bool { return e.Err != nil || !e.Manifest.Automatic() })
+	used := func(e Entry) time.Time {
+		st, err := os.Stat(filepath.Join(e.Dir, lockName))
+		if err != nil {
+			return time.Time{}
+		}
+		return st.ModTime()
+	}
+	slices.SortStableFunc(entries, func(a, b Entry) int { return used(b).Compare(used(a)) })
+	keys := map[string]bool{}
+	for _, e := range entries {
+		if len(keys) == MaxAutomatic || keys[e.Manifest.Key] {
+			_ = s.Remove(e.Manifest.ID) // one that is used stays, for now
+			continue
+		}
+		keys[e.Manifest.Key] = true
+	}
+}
+
 // Newest returns the last snapshot that was taken of a VM since it was last
 // started, by somebody who asked for it.
 func (s *Store) Newest(source string, since time.Time) (Entry, bool) {
