@@ -32,8 +32,9 @@ type runOptions struct {
 	pull      image.Pull
 	driver    string
 	cpus      int
-	memory    int    // MiB
-	balloon   int    // MiB
+	memory    int // MiB
+	balloon   int // MiB
+	noCache   bool
 	save      string // name of a snapshot
 	onRestore []string
 	ioRate    uint64 // bytes a second
@@ -151,6 +152,7 @@ func (o *runOptions) register(cmd *cobra.Command) {
 	addAccess(cmd, &o.access)
 	addChoice(cmd, newChoice(&o.driver, "auto", "firecracker", "qemu"), "vmm", "what runs the VM")
 	addChoice(cmd, newChoice(&o.init, vm.InitAgent, vm.InitSystemd), "init", "process 1 of the guest: agent is fast, systemd is a full system")
+	f.BoolVar(&o.noCache, "no-cache", false, "boot the guest, even if one was kept that came up before, and keep none")
 	f.DurationVar(&o.bootTimeout, "boot-timeout", 0, "give the guest up after this `TIME`, as 90s or 5m (default depends on the VMM)")
 
 	f.BoolVar(&o.remove, "rm", true, "forget the VM when it has ended; --rm=false, and --logs file or both, keep its record, log and disk")
@@ -202,7 +204,7 @@ func runRun(ctx context.Context, a *app, o *runOptions) error {
 	signals, stopSignals := containerSignals()
 	defer stopSignals()
 	opts := supervisor.Options{
-		Name: o.name, Spec: spec, Pull: o.pull, Platform: o.platform, Access: o.access, SaveSnapshot: o.save,
+		Name: o.name, Spec: spec, Pull: o.pull, Platform: o.platform, Access: o.access, SaveSnapshot: o.save, NoCache: o.noCache,
 		Stdio: c.stdio, Signals: signals, Progress: c.reporter, Verbose: c.verbose, Started: c.started,
 	}
 	if o.detach && o.interactive {

@@ -45,57 +45,90 @@ type captureOptions struct {
 // capture takes a snapshot of the VM, which stands still for as long as its
 // memory, its devices and its disks are saved, and no longer.
 func (in *instance) capture(ctx context.Context, o captureOptions) (*snapshot.Snapshot, error) {
+	c, err := in.newCapture(o)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.freeze(ctx); err != nil {
+		return nil, err
+	}
+	return c.finish(ctx)
+}
+
+// capture is a snapshot that is being taken: first freeze, then finish.
+type capture struct {
+	in       *instance
+	machine  vmm.Snapshotter
+	draft    *snapshot.Draft
+	files    vmm.SnapshotFiles
+	names    []string // of all files
+	manifest snapshot.Manifest
+}
+
+func (in *instance) newCapture(o captureOptions) (*capture, error) {
 	m, ok := in.machine.(vmm.Snapshotter)
 	if !ok {
 		return nil, fmt.Errorf("%w: snapshots with %s", vmm.ErrUnsupported, in.driver.Name())
 	}
-	in.capturing.Lock()
-	defer in.capturing.Unlock()
 	draft, err := in.Snapshots.Begin(o.name, in.snapshotSize())
 	if err != nil {
 		return nil, err
 	}
-	snap, err := in.fillDraft(ctx, draft, m, o)
-	if err != nil {
-		draft.Abort()
-		return nil, fmt.Errorf("take a snapshot of VM %s: %w", in.vm.Record().Name, err)
-	}
-	in.Verbose(fmt.Sprintf("snapshot %s: the guest stood still for %s", snap.Manifest.Title(), snap.Manifest.Pause.Round(time.Millisecond)))
-	return snap, nil
+	return &capture{
+		in: in, machine: m, draft: draft, manifest: in.manifest(o),
+		files: vmm.SnapshotFiles{Memory: draft.Path(snapshot.MemoryName), State: draft.Path(snapshot.StateName)},
+		names: []string{snapshot.MemoryName, snapshot.StateName, paths.InitrdName},
+	}, nil
 }
 
-func (in *instance) fillDraft(ctx context.Context, d *snapshot.Draft, m vmm.Snapshotter, o captureOptions) (*snapshot.Snapshot, error) {
-	files := vmm.SnapshotFiles{Memory: d.Path(snapshot.MemoryName), State: d.Path(snapshot.StateName)}
-	names := []string{snapshot.MemoryName, snapshot.StateName, paths.InitrdName}
-	manifest := in.manifest(o)
-	pause, err := in.whilePaused(ctx, func() error {
-		if err := m.Snapshot(ctx, files); err != nil {
+// freeze saves what changes while the guest runs.
+func (c *capture) freeze(ctx context.Context) (err error) {
+	c.in.capturing.Lock()
+	defer c.in.capturing.Unlock()
+	defer func() {
+		if err != nil {
+			err = c.failed(err)
+		}
+	}()
+	c.manifest.Pause, err = c.in.whilePaused(ctx, func() error {
+		if err := c.machine.Snapshot(ctx, c.files); err != nil {
 			return err
 		}
-		for _, disk := range manifest.Disks {
+		for _, disk := range c.manifest.Disks {
 			if disk.ReadOnly {
 				continue
 			}
-			if err := rootfs.CopySparse(ctx, d.Path(disk.Name), filepath.Join(string(in.vm.Dir()), disk.Name)); err != nil {
+			if err := rootfs.CopySparse(ctx, c.draft.Path(disk.Name), filepath.Join(string(c.in.vm.Dir()), disk.Name)); err != nil {
 				return err
 			}
-			names = append(names, disk.Name)
+			c.names = append(c.names, disk.Name)
 		}
 		return nil
 	})
 	if err != nil {
-		return nil, err
-	}
-	if err := m.FinishSnapshot(ctx, files); err != nil {
-		return nil, err
+		return err
 	}
 	// The VMM is told of it again when a snapshot is loaded; the file that setup
 	// has made goes when there is a newer agent.
-	if err := os.Link(filepath.Join(string(in.vm.Dir()), paths.InitrdName), d.Path(paths.InitrdName)); err != nil {
-		return nil, err
+	return os.Link(filepath.Join(string(c.in.vm.Dir()), paths.InitrdName), c.draft.Path(paths.InitrdName))
+}
+
+// finish does what needs no guest that stands still.
+func (c *capture) finish(ctx context.Context) (*snapshot.Snapshot, error) {
+	if err := c.machine.FinishSnapshot(ctx, c.files); err != nil {
+		return nil, c.failed(err)
 	}
-	manifest.Key, manifest.Pause = o.key, pause
-	return d.Commit(ctx, manifest, names)
+	snap, err := c.draft.Commit(ctx, c.manifest, c.names)
+	if err != nil {
+		return nil, c.failed(err)
+	}
+	c.in.Verbose(fmt.Sprintf("snapshot %s: the guest stood still for %s", snap.Manifest.Title(), snap.Manifest.Pause.Round(time.Millisecond)))
+	return snap, nil
+}
+
+func (c *capture) failed(err error) error {
+	c.draft.Abort()
+	return fmt.Errorf("take a snapshot of VM %s: %w", c.in.vm.Record().Name, err)
 }
 
 // whilePaused runs f while the guest stands still, and reports for how long it
@@ -119,8 +152,8 @@ func (in *instance) whilePaused(ctx context.Context, f func() error) (time.Durat
 func (in *instance) manifest(o captureOptions) snapshot.Manifest {
 	r := in.vm.Record()
 	m := snapshot.Manifest{
-		Source: snapshot.Source{ID: r.ID, Name: r.Name, Started: r.Restarts},
-		Needs:  in.needs(), Spec: r.Spec, Process: r.Resolved.Process, Command: r.Resolved.Command,
+		Key: o.key, Source: snapshot.Source{ID: r.ID, Name: r.Name, Started: r.Restarts},
+		Needs: in.needs(), Spec: r.Spec, Process: r.Resolved.Process, Command: r.Resolved.Command,
 		Link: r.Resolved.Link, DeviceMTU: in.deviceMTU, Guest: o.guest,
 	}
 	m.Spec.Network.Publish = in.openPorts() // those of the host that were chosen, too

@@ -10,6 +10,7 @@ import (
 	"github.com/fcvm/fcvm/internal/agentclient"
 	"github.com/fcvm/fcvm/internal/cgroup"
 	"github.com/fcvm/fcvm/internal/network"
+	"github.com/fcvm/fcvm/internal/snapshot"
 	"github.com/fcvm/fcvm/internal/vm"
 	"github.com/fcvm/fcvm/internal/vmm"
 )
@@ -25,9 +26,11 @@ type instance struct {
 	undo undoStack
 
 	net       network.Attachment
-	deviceMTU int           // what the guest's network device was made with; 0: the VMM's default
-	group     *cgroup.Group // nil: the host has none to give
-	notes     []string      // of the network
+	deviceMTU int                // what the guest's network device was made with; 0: the VMM's default
+	group     *cgroup.Group      // nil: the host has none to give
+	notes     []string           // of the network
+	from      *snapshot.Snapshot // what the VM is started from; nil: it boots
+	warmKey   string             // what the guest is known by before its container is started; empty: it is not kept
 	machine   vmm.Machine
 	agent     *agentclient.Client
 	stream    *agentclient.Stream

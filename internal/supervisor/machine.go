@@ -27,6 +27,9 @@ func (in *instance) layOutDisks(ctx context.Context) error {
 	if err := in.linkShared(); err != nil {
 		return err
 	}
+	if in.from != nil {
+		return in.copyDisks(ctx)
+	}
 	templates := in.Store.Layout().ScratchTemplates()
 	return fresh(string(in.vm.Dir()), paths.ScratchName, func(path string) error {
 		return rootfs.Scratch(ctx, templates, scratchSize, path)

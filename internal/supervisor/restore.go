@@ -42,7 +42,7 @@ type Clone struct {
 // findOriginal finds what the snapshot needs, and refuses to start with
 // anything else.
 func (l *life) findOriginal(context.Context) error {
-	m := &l.from.Manifest
+	m := &l.Clone.Snapshot.Manifest
 	if err := m.Needs.Check("snapshot "+m.Title(), l.host()); err != nil {
 		return err
 	}
@@ -50,14 +50,14 @@ func (l *life) findOriginal(context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%w: snapshot %s: %w", snapshot.ErrMismatch, m.Title(), err)
 	}
-	a.Initrd = l.from.Path(paths.InitrdName)
+	a.Initrd = l.Clone.Snapshot.Path(paths.InitrdName)
 	l.artifacts = a
 	return nil
 }
 
 // originalImage is the very image that the snapshot's container runs.
 func (l *life) originalImage() (image.Image, error) {
-	m := &l.from.Manifest
+	m := &l.Clone.Snapshot.Manifest
 	img, err := l.Images.ByDigest(m.Needs.ImageDigest)
 	if errors.Is(err, image.ErrNotFound) {
 		return img, fmt.Errorf("%w: snapshot %s needs the image %s (%s), which is not in the cache; get it with: fcvm image pull %s",
@@ -66,12 +66,8 @@ func (l *life) originalImage() (image.Image, error) {
 	return img, err
 }
 
-// restoreDisks gives the VM its own copy of each disk that can be written to.
-func (in *instance) restoreDisks(ctx context.Context) error {
-	defer in.timer.phase("disk")()
-	if err := in.linkShared(); err != nil {
-		return err
-	}
+// copyDisks gives the VM its own copy of each disk that can be written to.
+func (in *instance) copyDisks(ctx context.Context) error {
 	dir := string(in.vm.Dir())
 	for _, d := range in.from.Manifest.Disks {
 		var err error
@@ -97,11 +93,12 @@ func (in *instance) restore(ctx context.Context) error {
 	if !ok {
 		return fmt.Errorf("%w: snapshots with %s", vmm.ErrUnsupported, in.driver.Name())
 	}
+	in.deviceMTU = in.from.Manifest.DeviceMTU
 	task := in.Progress.Task("start from snapshot "+in.from.Manifest.Title(), 0)
 	err := in.launch(ctx, func(ctx context.Context, cfg vmm.Config) (vmm.Machine, error) {
 		if cfg.Net != nil {
 			n := *cfg.Net
-			n.MTU = in.from.Manifest.DeviceMTU // the device is as it was
+			n.MTU = in.deviceMTU // the device is as it was
 			cfg.Net = &n
 		}
 		return r.Restore(ctx, cfg, vmm.RestoreFrom{
@@ -256,3 +253,7 @@ func (in *instance) runCommand(ctx context.Context) (int, error) {
 type openInput struct{}
 
 func (openInput) Read([]byte) (int, error) { select {} }
+
+func lineage(m *snapshot.Manifest) vm.Lineage {
+	return vm.Lineage{ID: m.ID, Name: m.Name, Source: m.Source.Name, SourceID: m.Source.ID}
+}

@@ -12,7 +12,6 @@ import (
 	"github.com/fcvm/fcvm/internal/image"
 	"github.com/fcvm/fcvm/internal/progress"
 	"github.com/fcvm/fcvm/internal/setup"
-	"github.com/fcvm/fcvm/internal/snapshot"
 	"github.com/fcvm/fcvm/internal/store"
 	"github.com/fcvm/fcvm/internal/vm"
 	"github.com/fcvm/fcvm/internal/vmm"
@@ -42,7 +41,6 @@ type life struct {
 	undo      undoStack
 	signals   *signals
 	driver    vmm.Driver
-	from      *snapshot.Snapshot // what the VM is started from; nil: it boots
 	artifacts *setup.Artifacts
 	image     image.Image
 	ports     []string // as for -p; after the first start with the host ports that were chosen
@@ -74,9 +72,6 @@ func run(ctx context.Context, d Deps, o Options) (Result, error) {
 	}
 	l := &life{
 		Deps: d, Options: o, ports: o.Spec.Network.Publish, ready: newLatch(), over: newLatch(),
-	}
-	if o.Clone != nil {
-		l.from = o.Clone.Snapshot
 	}
 	ctx, l.signals = watchSignals(ctx, o.Signals)
 	defer l.signals.stop()
@@ -139,6 +134,9 @@ func (l *life) pauseBeforeRestart(ctx context.Context, code int, pause time.Dura
 // runInstance boots the VM once and follows its container to the end.
 func (l *life) runInstance(ctx context.Context) (code int, err error) {
 	in := &instance{life: l, gone: newLatch(), failure: newLatch(), logSeen: newLatch()}
+	if l.Clone != nil {
+		in.from = l.Clone.Snapshot
+	}
 	l.setCurrent(in)
 	defer func() {
 		l.setCurrent(nil)
@@ -160,21 +158,21 @@ func (l *life) runInstance(ctx context.Context) (code int, err error) {
 
 // steps lead to a container that runs, in this order.
 func (in *instance) steps() []func(context.Context) error {
-	if in.from != nil {
+	if in.Clone != nil {
 		return []func(context.Context) error{
-			in.openNetwork, in.restoreDisks, in.openGroup, in.restore, in.makeOwn, in.runHooks, in.joinContainer,
+			in.openNetwork, in.layOutDisks, in.openGroup, in.restore, in.makeOwn, in.runHooks, in.joinContainer,
 		}
 	}
 	return []func(context.Context) error{
-		in.openNetwork, in.layOutDisks, in.openGroup, in.boot, in.getReady, in.inflate, in.startContainer,
+		in.openNetwork, in.findWarm, in.layOutDisks, in.openGroup, in.comeUp, in.getReady, in.inflate, in.startContainer,
 	}
 }
 
 // checkSnapshot refuses a snapshot that cannot be taken, or started from, before
 // anything is made for it.
 func (l *life) checkSnapshot(ctx context.Context) error {
-	if l.from != nil {
-		return l.from.Verify(ctx, false)
+	if l.Clone != nil {
+		return l.Clone.Snapshot.Verify(ctx, false)
 	}
 	return l.Snapshots.CheckFree(l.SaveSnapshot)
 }
@@ -213,7 +211,7 @@ func (l *life) takeArtifacts(ctx context.Context) error {
 }
 
 func (l *life) findArtifacts(ctx context.Context) error {
-	if l.from != nil {
+	if l.Clone != nil {
 		return l.findOriginal(ctx)
 	}
 	a, err := l.Setup.Artifacts(ctx)
@@ -237,9 +235,8 @@ func (l *life) createRecord(context.Context) error {
 	return v.Update(func(r *vm.Record) error {
 		r.Resolved = l.timer.resolved
 		r.Resolved.KernelID, r.Resolved.RootID = l.artifacts.KernelID, l.artifacts.RootID
-		if l.from != nil {
-			m := &l.from.Manifest
-			r.Resolved.Snapshot = vm.Lineage{ID: m.ID, Name: m.Name, Source: m.Source.Name, SourceID: m.Source.ID}
+		if l.Clone != nil {
+			r.Resolved.Snapshot = lineage(&l.Clone.Snapshot.Manifest)
 		}
 		return r.Move(vm.StatusStarting, "", time.Now())
 	})
@@ -279,7 +276,7 @@ func (l *life) getImage(ctx context.Context) error {
 }
 
 func (l *life) findImage(ctx context.Context) (image.Image, error) {
-	if l.from != nil {
+	if l.Clone != nil {
 		return l.originalImage()
 	}
 	return l.Images.Ensure(ctx, l.Spec.Image, image.EnsureOptions{Pull: l.Pull, Platform: l.Platform, Access: l.Access, Progress: l.Progress})

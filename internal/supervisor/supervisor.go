@@ -59,6 +59,7 @@ type Options struct {
 	Platform string       // of the image, as OS/ARCHITECTURE; empty: this machine's
 	Access   image.Access // how registries are spoken to
 	Clone    *Clone       // start from a snapshot; nil: boot
+	NoCache  bool         // neither start from a guest that was kept warm, nor keep one
 	// SaveSnapshot is the name of a snapshot that is taken when the readiness
 	// gate opens; empty: none.
 	SaveSnapshot string

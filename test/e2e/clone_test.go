@@ -180,7 +180,7 @@ func TestCloneInTheForeground(t *testing.T) {
 	for _, m := range regexp.MustCompile(`(?m)^(\S+) +[0-9.]+(?:ms|s|µs)$`).FindAllStringSubmatch(p.errs.String(), -1) {
 		phases = append(phases, m[1])
 	}
-	if want := []string{"image", "network", "disk", "spawn", "load", "resume", "agent", "total"}; !slices.Equal(phases, want) {
+	if want := []string{"image", "network", "disks", "spawn", "load", "resume", "agent", "total"}; !slices.Equal(phases, want) {
 		t.Errorf("phases %q, want %q; stderr:\n%s", phases, want, p.errs.String())
 	}
 }
