@@ -130,14 +130,11 @@ func (in *instance) makeOwn(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := in.agent.WaitAgent(wait); err != nil {
-		return in.bootError(ctx, startTimeout, err)
-	}
 	got, err := in.agent.Restore(wait, req)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrRestore, in.guestError(ctx, err))
 	}
-	in.Verbose(fmt.Sprintf("the guest is its own: clock off by %s, %d TCP connections of the original reset", time.Since(got.Time).Round(time.Millisecond), got.Reset))
+	in.Verbose(fmt.Sprintf("the guest is its own: its clock is off by %s at most, %d TCP connections of the original were reset", got.ClockError.Round(time.Millisecond), got.Reset))
 	return nil
 }
 
@@ -152,7 +149,7 @@ func (in *instance) restoreRequest() (agentapi.RestoreRequest, error) {
 	}
 	rec := in.vm.Record()
 	req := agentapi.RestoreRequest{
-		Epoch: hex.EncodeToString(epoch), Time: time.Now(), Entropy: entropy,
+		Epoch: hex.EncodeToString(epoch), Entropy: entropy,
 		Hostname: hostname(&rec), MachineID: machineID(), Network: in.guestNetwork(), Hosts: hosts,
 	}
 	if in.Clone != nil {
