@@ -66,7 +66,7 @@ func chunks(ctx context.Context, r *os.File, size int64, f func(off int64, p []b
 			off = max(off, data/digestChunk*digestChunk)
 		} // else the file system knows no holes
 		n, err := r.ReadAt(buf[:min(digestChunk, size-off)], off)
-		if err != nil && !(errors.Is(err, io.EOF) && int64(n) == size-off) {
+		if atEnd := errors.Is(err, io.EOF) && int64(n) == size-off; err != nil && !atEnd {
 			return err
 		}
 		if p := buf[:n]; !allZero(p) {
