@@ -130,7 +130,10 @@ func (a *attachment) addLink() error {
 	if err != nil {
 		return fmt.Errorf("find %s: %w", veth.Name, err)
 	}
-	if err := errors.Join(netlink.LinkSetAlias(l, m.alias()), netlink.LinkSetUp(l)); err != nil {
+	// Where frames on bridges pass the host's rules (br_netfilter), a VM that
+	// asks for its own published port is answered through its own port of the
+	// bridge.
+	if err := errors.Join(netlink.LinkSetHairpin(l, true), netlink.LinkSetAlias(l, m.alias()), netlink.LinkSetUp(l)); err != nil {
 		return fmt.Errorf("take %s up: %w", veth.Name, err)
 	}
 	return nil

@@ -280,6 +280,8 @@ func TestBetweenVMs(t *testing.T) {
 		{"a VM", &gClient.Sockets, net.JoinHostPort(address(web, 0), "80"), true},
 		{"a VM by IPv6", &gClient.Sockets, net.JoinHostPort(address(web, 1), "80"), true},
 		{"a VM's published port", &gClient.Sockets, published(web), true},
+		{"a VM's own published port", &gWeb.Sockets, published(web), true},
+		{"an isolated VM's own published port", &gAlone.Sockets, published(alone), true},
 		{"an isolated VM", &gClient.Sockets, net.JoinHostPort(address(alone, 0), "80"), false},
 		{"an isolated VM by IPv6", &gClient.Sockets, net.JoinHostPort(address(alone, 1), "80"), false},
 		{"a VM from an isolated one", &gAlone.Sockets, net.JoinHostPort(address(web, 0), "80"), false},
