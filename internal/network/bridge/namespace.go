@@ -198,10 +198,11 @@ func (a *attachment) makeRules() error {
 	for _, p := range a.pairs() {
 		c.add(fwd, tap, saddr.notAddr(p.guest), drop())
 	}
+	// Before all that is to be said of the first packet only.
+	c.add(fwd, state(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept())
 	for _, n := range never {
 		c.add(fwd, tap, daddr.within(n), reject())
 	}
-	c.add(fwd, state(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept())
 	if a.cfg.Isolated {
 		for _, p := range a.pairs() {
 			c.add(fwd, tap, daddr.within(p.subnet), daddr.notAddr(p.host), reject())
