@@ -5,6 +5,7 @@ import (
 	"io"
 	"log"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -25,10 +26,11 @@ type Config struct {
 	Env          []string // KEY=VALUE
 	WorkDir      string
 	User         string
+	Program      string // path of a file that is /program in the image; empty: none
 }
 
-// Scratch makes an OCI archive of an image that holds no program, only an
-// empty directory, and returns its path.
+// Scratch makes an OCI archive of an image that holds an empty directory, and
+// one program at most, and returns its path.
 func Scratch(tb testing.TB, c Config) string {
 	tb.Helper()
 	if c.Architecture == "" {
@@ -37,6 +39,11 @@ func Scratch(tb testing.TB, c Config) string {
 	w, err := newLayer(filepath.Join(tb.TempDir(), "layer.tar"))
 	check(tb, err)
 	check(tb, w.addItem(item{name: "empty/"}))
+	if c.Program != "" {
+		b, err := os.ReadFile(c.Program)
+		check(tb, err)
+		check(tb, w.addItem(item{name: "program", mode: 0o755, content: string(b)}))
+	}
 	l, err := w.finish()
 	check(tb, err)
 	img, err := assemble([]v1.Layer{l}, v1.Config{

@@ -29,7 +29,7 @@ const (
 // rootPackages is what the lab's root has beside Debian's minimum: what fcvm
 // and its tests use of a host.
 var rootPackages = []string{
-	"iproute2", "nftables", "procps", "util-linux", "ca-certificates", "e2fsprogs", "kmod", "curl", "strace",
+	"iproute2", "nftables", "procps", "util-linux", "ca-certificates", "e2fsprogs", "kmod", "curl", "strace", "slirp4netns",
 }
 
 // programs are those of this module that can go into the lab.
@@ -37,6 +37,7 @@ var programs = map[string]string{
 	"fcvm":          "./cmd/fcvm",
 	"fc-agent":      "./cmd/fc-agent",
 	"vmmtest-guest": "./internal/vmm/vmmtest/guest",
+	"netpeer":       "./test/e2e/network/netpeer/peer",
 }
 
 // labRoot returns the Debian root as a disk.

@@ -85,7 +85,7 @@ func parse(args []string) (options, error) {
 	f.IntVar(&o.memory, "mem", 3000, "the lab's memory, `MiB`")
 	f.DurationVar(&o.timeout, "timeout", 30*time.Minute, "give up after this `time`")
 	f.BoolVar(&o.verbose, "v", false, "say how far the lab is, on stderr")
-	f.StringVar(&o.programs, "programs", "fcvm,fc-agent,vmmtest-guest", "build these `programs` into the lab")
+	f.StringVar(&o.programs, "programs", "fcvm,fc-agent,vmmtest-guest,netpeer", "build these `programs` into the lab")
 	f.Var(&o.copies, "copy", "copy a file or directory into the working `directory`; may be given again")
 	f.Var(&o.env, "env", "set an environment variable, `NAME=VALUE`; may be given again")
 	f.Usage = func() {

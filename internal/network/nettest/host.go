@@ -32,8 +32,8 @@ func addLinkLocal(t testing.TB) {
 	})
 }
 
-// setPathMTU makes the way to an address smaller, until the test's end.
-func setPathMTU(t testing.TB, addr string, mtu int) {
+// SetPathMTU makes the scratch host's way to an address smaller, bytes, until the test's end.
+func SetPathMTU(t testing.TB, addr string, mtu int) {
 	t.Helper()
 	l, err := netlink.LinkByName(hostLink)
 	if err != nil {

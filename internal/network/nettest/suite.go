@@ -234,7 +234,7 @@ func (r *runner) testPing(t *testing.T, g *Guest) {
 
 // testSmallPath sends over a path whose packets are smaller than the guest's.
 func (r *runner) testSmallPath(t *testing.T, g *Guest) {
-	setPathMTU(t, NeighbourAddr, pathMTU)
+	SetPathMTU(t, NeighbourAddr, pathMTU)
 	w := r.way(t, g, "tcp4", NeighbourAddr)
 	w.Bulk(t, smallBulk)
 }

@@ -1,0 +1,77 @@
+package network
+
+import (
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/fcvm/fcvm/internal/network/nettest"
+)
+
+// Three data directories, root's with the bridge, an ordinary user's, and
+// another one of root's with the same bridge: nobody sees, hinders or cleans up
+// after the others, even where a supervisor was killed.
+func TestUsers(t *testing.T) {
+	nettest.Need(t)
+	if os.Getenv(envRealRoot) == "" {
+		t.Skip("only root can be two users")
+	}
+	image := peerImage(t)
+	root, user, other := newAccount(t, false), newAccount(t, true), newAccount(t, false)
+	all := []*machine{
+		root.start(t, image, "bridge", "twin", "-p", "0:"+peerPort),
+		user.start(t, image, "auto", "twin", "-p", "0:"+peerPort),
+		other.start(t, image, "bridge", "third", "-p", "0:"+peerPort),
+	}
+	served := make(map[*machine]string)
+	for _, m := range all {
+		served[m] = net.JoinHostPort("127.0.0.1", m.port(t, peerPort+"/tcp"))
+	}
+	check := func(alive ...*machine) {
+		t.Helper()
+		for _, m := range alive {
+			if got, err := dialHost("tcp4", served[m]).Name(); err != nil || got != m.name {
+				t.Errorf("the port of %s is served by %q, %v", m.name, got, err)
+			}
+			if got := m.run(t, "ls", "--format", "{{.Name}}"); got != m.name {
+				t.Errorf("the owner of %s sees the VMs %q", m.name, got)
+			}
+		}
+	}
+	check(all...)
+	if got := all[1].run(t, "inspect", "--format", "{{.Resolved.Network}}", "twin"); got != "usernet" {
+		t.Errorf("an ordinary user's VM has the network %s", got)
+	}
+	// A port that one has is taken for all.
+	_, taken, _ := net.SplitHostPort(served[all[0]])
+	for _, a := range []account{user, other} {
+		if _, err := a.try(t, "run", "--network", "auto", "-p", taken+":1", image, "name", "x"); err == nil || !strings.Contains(err.Error(), "port is already in use") {
+			t.Errorf("the port of another user's VM: %v", err)
+		}
+	}
+	// Root's supervisor is killed. Its VM goes with the next command of anybody
+	// who is root; the others' stay.
+	pid, err := strconv.Atoi(all[0].run(t, "inspect", "--format", "{{.Supervisor.PID}}", "twin"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	check(all[1:]...)
+	if got := root.run(t, "ls", "-a", "--format", "{{.Name}} {{.Status}}"); !strings.HasPrefix(got, "twin ") || strings.Contains(got, "running") {
+		t.Errorf("the VM whose supervisor was killed is %q", got)
+	}
+	check(all[1:]...)
+	if _, err := net.InterfaceByName("fcvmbr0"); err != nil {
+		t.Errorf("the bridge that a VM still uses: %v", err)
+	}
+	other.run(t, "rm", "-f", "third")
+	check(all[1])
+	if _, err := net.InterfaceByName("fcvmbr0"); err == nil {
+		t.Error("the bridge is there after the last VM on it")
+	}
+}
