@@ -308,6 +308,35 @@ func TestUnpublishedPortsAreClosed(t *testing.T) {
 	}
 }
 
+// Forwarding is switched on where it is off, said, and left on; where it is on,
+// nothing is done or said.
+func TestForwarding(t *testing.T) {
+	nettest.Need(t)
+	for _, tt := range []struct {
+		before string
+		said   bool
+	}{{"0", true}, {"1", false}} {
+		settings := []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"}
+		for _, name := range settings {
+			if err := writeSysctl(name, tt.before); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var said []string
+		a := start(t, network.Config{Say: func(line string) { said = append(said, line) }})
+		if err := a.Close(); err != nil {
+			t.Error(err)
+		}
+		if !sysctlIs(settings[0], "1") {
+			t.Error("net.ipv4.ip_forward is off after a VM")
+		}
+		text := strings.Join(said, "\n")
+		if (len(said) > 0) != tt.said || tt.said && (!strings.Contains(text, "net.ipv4.ip_forward to 1") || !strings.Contains(text, "net.ipv6.conf")) {
+			t.Errorf("forwarding was %s: said %q", tt.before, said)
+		}
+	}
+}
+
 func TestAddresses(t *testing.T) {
 	nettest.Need(t)
 	l, err := net.Listen("tcp4", "127.0.0.1:0")

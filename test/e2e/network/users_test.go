@@ -20,6 +20,10 @@ func TestUsers(t *testing.T) {
 		t.Skip("only root can be two users")
 	}
 	image := peerImage(t)
+	const forward = "/proc/sys/net/ipv4/ip_forward"
+	if err := os.WriteFile(forward, []byte("0"), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	root, user, other := newAccount(t, false), newAccount(t, true), newAccount(t, false)
 	all := []*machine{
 		root.start(t, image, "bridge", "twin", "-p", "0:"+peerPort),
@@ -44,6 +48,11 @@ func TestUsers(t *testing.T) {
 	check(all...)
 	if got := all[1].run(t, "inspect", "--format", "{{.Resolved.Network}}", "twin"); got != "usernet" {
 		t.Errorf("an ordinary user's VM has the network %s", got)
+	}
+	for i, m := range all { // the first one needed it
+		if notes := m.run(t, "inspect", "--format", "{{.Resolved.NetworkNotes}}", m.name); strings.Contains(notes, "ip_forward") != (i == 0) {
+			t.Errorf("the record of %s says %q", m.name, notes)
+		}
 	}
 	// A port that one has is taken for all.
 	_, taken, _ := net.SplitHostPort(served[all[0]])
