@@ -9,6 +9,7 @@ import (
 	"github.com/fcvm/fcvm/internal/agentapi"
 	"github.com/fcvm/fcvm/internal/agentclient"
 	"github.com/fcvm/fcvm/internal/cgroup"
+	"github.com/fcvm/fcvm/internal/memserver"
 	"github.com/fcvm/fcvm/internal/network"
 	"github.com/fcvm/fcvm/internal/snapshot"
 	"github.com/fcvm/fcvm/internal/vm"
@@ -32,6 +33,7 @@ type instance struct {
 	from      *snapshot.Snapshot // what the VM is started from; nil: it boots
 	warmKey   string             // what the guest is known by before its container is started; empty: it is not kept
 	machine   vmm.Machine
+	pages     *memserver.Link // to the server of the guest's memory; nil: there is none
 	agent     *agentclient.Client
 	stream    *agentclient.Stream
 	out, err  io.Writer // of the container

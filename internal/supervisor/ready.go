@@ -57,6 +57,9 @@ func (in *instance) watchGate(ctx context.Context) {
 	}); err != nil {
 		in.Verbose(err.Error())
 	}
+	if in.pages != nil {
+		_ = in.pages.Ready() // a server that is gone shows elsewhere
+	}
 	in.vm.Tell(events.Ready, "")
 	in.ready.set(nil)
 	if in.Ready != nil {

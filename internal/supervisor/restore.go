@@ -33,6 +33,7 @@ const (
 // Clone says how a VM is started from a snapshot.
 type Clone struct {
 	Snapshot *snapshot.Snapshot // held by the caller until the VM has ended
+	Memory   Memory             // where it gets its memory from; empty: from the file
 	Env      []string           // KEY=VALUE: for commands that are run in it
 	// Exec is run when the VM is ready, in place of following its container;
 	// the VM ends with it. Empty: the container is followed.
@@ -95,21 +96,31 @@ func (in *instance) restore(ctx context.Context) error {
 	}
 	in.deviceMTU = in.from.Manifest.DeviceMTU
 	task := in.Progress.Task("start from snapshot "+in.from.Manifest.Title(), 0)
+	from, err := in.restoreFrom(ctx)
+	if err == nil {
+		err = in.load(ctx, r, from)
+	}
+	if err == nil {
+		err = in.goOn(ctx)
+	}
+	task.Done(err)
+	return err
+}
+
+// load has the VMM load the snapshot.
+func (in *instance) load(ctx context.Context, r vmm.Restorer, from vmm.RestoreFrom) error {
 	err := in.launch(ctx, func(ctx context.Context, cfg vmm.Config) (vmm.Machine, error) {
 		if cfg.Net != nil {
 			n := *cfg.Net
 			n.MTU = in.deviceMTU // the device is as it was
 			cfg.Net = &n
 		}
-		return r.Restore(ctx, cfg, vmm.RestoreFrom{
-			State: in.from.State(), Memory: in.from.Memory(), Phase: in.timer.phase,
-		})
+		return r.Restore(ctx, cfg, from)
 	})
-	if err == nil {
-		err = in.goOn(ctx)
+	if err != nil {
+		return in.pagesError(err)
 	}
-	task.Done(err)
-	return err
+	return in.watchPages()
 }
 
 func (in *instance) goOn(ctx context.Context) error {
@@ -132,7 +143,7 @@ func (in *instance) makeOwn(ctx context.Context) error {
 	}
 	got, err := in.agent.Restore(wait, req)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrRestore, in.guestError(ctx, err))
+		return fmt.Errorf("%w: %w", ErrRestore, in.pagesError(in.guestError(ctx, err)))
 	}
 	in.Verbose(fmt.Sprintf("the guest is its own: its clock is off by %s at most, %d TCP connections of the original were reset", got.ClockError.Round(time.Millisecond), got.Reset))
 	return nil

@@ -1,0 +1,107 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/fcvm/fcvm/internal/memserver"
+	"github.com/fcvm/fcvm/internal/vm"
+	"github.com/fcvm/fcvm/internal/vmm"
+)
+
+// Memory says where a clone's memory comes from.
+type Memory string
+
+// The ways of clone --memory.
+const (
+	MemoryAuto   Memory = "auto"   // from the snapshot's memory server, if one runs and the VMM can, else from the file
+	MemoryFile   Memory = "file"   // the snapshot's file, mapped privately
+	MemoryServer Memory = "server" // from the snapshot's memory server
+)
+
+// endReason is how long the server of a VM's memory may take to say why the VM
+// has ended: it says so before it ends it.
+const endReason = time.Second
+
+// from is where the guest's memory and state come from. With a memory server,
+// the link to it is opened and watched.
+func (in *instance) restoreFrom(ctx context.Context) (vmm.RestoreFrom, error) {
+	from := vmm.RestoreFrom{State: in.from.State(), Phase: in.timer.phase}
+	socket, err := in.openPages(ctx)
+	if err != nil {
+		return from, err
+	}
+	if socket == "" {
+		from.Memory = in.from.Memory()
+	} else {
+		from.PageServer = socket
+	}
+	return from, nil
+}
+
+// openPages opens the link to the snapshot's memory server, and returns its
+// socket; empty: the file is to be mapped.
+func (in *instance) openPages(ctx context.Context) (string, error) {
+	if in.Clone == nil || in.Clone.Memory == MemoryFile {
+		return "", nil
+	}
+	asked := in.Clone.Memory == MemoryServer
+	title := in.from.Manifest.Title()
+	if !in.driver.Capabilities().PageServer {
+		if asked {
+			return "", fmt.Errorf("%w: --memory server with %s: it maps the snapshot's file (--memory file)", vmm.ErrUnsupported, in.driver.Name())
+		}
+		return "", nil
+	}
+	socket, err := in.Store.Layout().MemorySocket(in.from.Manifest.ID)
+	if err == nil {
+		in.pages, err = memserver.OpenLink(ctx, socket, in.vm.Record().ID)
+	}
+	switch {
+	case errors.Is(err, memserver.ErrGone) && !asked:
+		return "", nil
+	case errors.Is(err, memserver.ErrGone):
+		return "", fmt.Errorf("%w: --memory server: none runs for snapshot %s; start it with: fcvm memory-server -d %s", vm.ErrInvalid, title, title)
+	case err != nil:
+		return "", fmt.Errorf("reach the memory server of snapshot %s: %w", title, err)
+	}
+	in.undo.add("leave the memory server", func(context.Context) error { return in.pages.Close() })
+	in.Verbose("memory from the server at " + socket)
+	return socket, nil
+}
+
+// watchPages ends the VM when it can have no more of its memory: without that it
+// would wait for ever.
+func (in *instance) watchPages() error {
+	if in.pages == nil {
+		return nil
+	}
+	if err := in.pages.Attach(in.machine.PID()); err != nil {
+		return in.pagesError(err)
+	}
+	go func() {
+		<-in.pages.Done()
+		select {
+		case <-in.gone.done: // it has ended, and the link with it
+		default:
+			in.fail(in.pages.Err())
+		}
+	}()
+	return nil
+}
+
+// pagesError is why a start from a memory server failed: what the server has to
+// say of it, if it says something, is a better reason than a VMM that was killed.
+func (in *instance) pagesError(err error) error {
+	if in.pages == nil {
+		return err
+	}
+	select {
+	case <-in.pages.Done():
+		return in.pages.Err()
+	case <-time.After(endReason):
+		return err
+	}
+}
