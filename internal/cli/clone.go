@@ -104,7 +104,7 @@ func (o *cloneOptions) register(a *app, cmd *cobra.Command) {
 	f.StringVar(&o.exec, "exec", "", "run `COMMAND` in the clone's shell when it is ready, exit with its code, and end the clone")
 	f.StringArrayVar(&o.onRestore, "on-restore", nil, "run `COMMAND` in the clone's shell before it is ready, beside those of the original's run")
 	f.StringVar(&o.waitReady, "wait-ready", "", "count as ready when: agent, http=`URL`, tcp=PORT, log=REGEX or exec=CMD; [,timeout=5m][,interval=500ms]")
-	addChoice(cmd, newChoice(&o.source, supervisor.MemoryAuto, supervisor.MemoryFile, supervisor.MemoryServer), "memory", "where memory comes from: the snapshot's file, shared until it is written to; its fcvm memory-server; or that one if it runs")
+	addChoice(cmd, newChoice(&o.source, supervisor.MemoryFile, supervisor.MemoryServer, supervisor.MemoryAuto), "memory", "where memory comes from: the snapshot's file, shared until it is written to; its memory server; or that if it runs")
 	f.BoolVarP(&o.detach, "detach", "d", false, "leave the clone in the background once it is ready, and print its id")
 	f.BoolVarP(&o.interactive, "interactive", "i", false, "pass stdin to the container, or to the command of --exec")
 	f.BoolVarP(&o.tty, "tty", "t", false, "take over the container's terminal, if it has one")
