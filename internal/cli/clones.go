@@ -40,7 +40,7 @@ func (a *app) startClones(ctx context.Context, o *cloneOptions, id string) error
 			}
 			env := []string{cloneOfEnv + "=" + id, cloneNameEnv + "=" + o.nameOf(i+1)}
 			if o.detach {
-				r.id, r.err = a.startDetached(ctx, env...)
+				r.id, r.err = startDetached(ctx, "the VM", a.again(env...))
 			} else {
 				r.out, r.err = a.runAgain(ctx, env...)
 			}

@@ -24,34 +24,32 @@ const (
 	maxIDLine   = 4096 // bytes
 )
 
-// runDetached runs this very command in the background, and prints the VM's id
-// when it is ready.
-func (a *app) runDetached(ctx context.Context) error {
-	id, err := a.startDetached(ctx)
+// runDetached runs this very command in the background, as what: the VM, or
+// another that serves. It prints what that has to say when it is ready, as an id.
+func (a *app) runDetached(ctx context.Context, what string) error {
+	id, err := startDetached(ctx, what, a.again())
 	if err == nil {
 		_, err = io.WriteString(a.sys.Stdout, id+"\n")
 	}
 	return err
 }
 
-// startDetached starts this program again, with the same arguments and further
-// environment, as a supervisor in a session of its own, and returns the VM's id
-// when it is ready. Until then the supervisor shows progress and errors itself:
-// it has our stderr.
-func (a *app) startDetached(ctx context.Context, env ...string) (id string, err error) {
+// startDetached starts this program in a session of its own, and returns what
+// it says when it is ready, as the VM's id. Until then it shows progress and
+// errors itself: it has our stderr.
+func startDetached(ctx context.Context, what string, cmd *exec.Cmd) (id string, err error) {
 	r, w, err := os.Pipe()
 	if err != nil {
-		return "", fmt.Errorf("start the VM in the background: %w", err)
+		return "", fmt.Errorf("start %s in the background: %w", what, err)
 	}
 	defer func() { _ = r.Close() }()
-	cmd := a.again(env...)
 	cmd.Env = append(cmd.Env, fmt.Sprintf("%s=%d", detachedEnv, detachedFD))
 	cmd.Stderr, cmd.ExtraFiles = os.Stderr, []*os.File{w}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Start()
 	_ = w.Close()
 	if err != nil {
-		return "", fmt.Errorf("start the VM in the background: %w", err)
+		return "", fmt.Errorf("start %s in the background: %w", what, err)
 	}
 	defer passSignals(ctx, cmd.Process)()
 	id, err = bufio.NewReader(io.LimitReader(r, maxIDLine)).ReadString('\n')
@@ -63,13 +61,16 @@ func (a *app) startDetached(ctx context.Context, env ...string) (id string, err 
 	if errors.As(err, &exit) && exit.ExitCode() > 0 {
 		return "", exitStatus(exit.ExitCode()) // it has said why
 	}
-	return "", fmt.Errorf("the VM's supervisor ended before the VM was up: %w", errors.Join(err, errors.New("no reason given")))
+	return "", fmt.Errorf("%s ended before it was ready: %w", what, errors.Join(err, errors.New("no reason given")))
 }
 
-// again is this program with the same arguments. It has no context: a VM is not
+// again is this program with the same arguments.
+func (a *app) again(env ...string) *exec.Cmd { return itself(a.sys.Args, env...) }
+
+// itself is this program with other arguments. It has no context: a VM is not
 // to end with the process that has started it.
-func (a *app) again(env ...string) *exec.Cmd {
-	cmd := exec.Command("/proc/self/exe", a.sys.Args...) //nolint:noctx // see above
+func itself(args []string, env ...string) *exec.Cmd {
+	cmd := exec.Command("/proc/self/exe", args...) //nolint:noctx // see above
 	cmd.Args[0] = os.Args[0]
 	cmd.Env = append(os.Environ(), env...)
 	return cmd

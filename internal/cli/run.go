@@ -179,7 +179,7 @@ func runRun(ctx context.Context, a *app, o *runOptions) error {
 		return err
 	}
 	if o.detach && !a.sys.isDetached() {
-		return a.runDetached(ctx)
+		return a.runDetached(ctx, "the VM")
 	}
 	c, err := openConsole(a.sys, consoleOptions{interactive: o.interactive && !o.detach, tty: o.tty && !o.detach, quiet: o.quiet, verbose: o.verbose})
 	if err != nil {

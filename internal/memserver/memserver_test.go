@@ -171,7 +171,7 @@ func TestEveryPageInAnyOrder(t *testing.T) {
 			o := options(t, pages)
 			set(&o)
 			s := serve(t, o)
-			var vms []*vmm
+			var vms []*fakeVMM
 			for range 3 {
 				v := startVMM(t, s.settings())
 				v.start(order{Op: "touch", Pages: shuffled(pagesFrom(0, pages)), Threads: 3})

@@ -24,7 +24,7 @@ import (
 const aSecond = time.Second
 
 // linked starts a VM with a supervisor that watches it.
-func (s *service) linked(name string) (*vmm, *Link) {
+func (s *service) linked(name string) (*fakeVMM, *Link) {
 	s.t.Helper()
 	l := s.link(name)
 	v := startVMM(s.t, s.settings())

@@ -317,8 +317,8 @@ func (m *machine) churn(d time.Duration) error {
 	return errors.Join(errs...)
 }
 
-// vmm is a process that plays a VMM, for the test that has started it.
-type vmm struct {
+// fakeVMM is a process that plays a VMM, for the test that has started it.
+type fakeVMM struct {
 	t   testing.TB
 	cmd *exec.Cmd
 	in  io.WriteCloser
@@ -327,13 +327,13 @@ type vmm struct {
 }
 
 // startVMM starts one. It ends with the test at the latest.
-func startVMM(t testing.TB, s vmmSettings) *vmm {
+func startVMM(t testing.TB, s vmmSettings) *fakeVMM {
 	t.Helper()
 	text, err := json.Marshal(s)
 	if err != nil {
 		t.Fatal(err)
 	}
-	v := &vmm{t: t, cmd: exec.Command("/proc/self/exe")}
+	v := &fakeVMM{t: t, cmd: exec.Command("/proc/self/exe")}
 	v.cmd.Env = append(os.Environ(), vmmEnv+"="+string(text), "GORACE=atexit_sleep_ms=0")
 	v.cmd.Stderr = os.Stderr
 	v.in, err = v.cmd.StdinPipe()
@@ -356,22 +356,22 @@ func startVMM(t testing.TB, s vmmSettings) *vmm {
 	return v
 }
 
-func (v *vmm) pid() int { return v.cmd.Process.Pid }
+func (v *fakeVMM) pid() int { return v.cmd.Process.Pid }
 
-func (v *vmm) kill() {
+func (v *fakeVMM) kill() {
 	_ = v.cmd.Process.Kill()
 	_ = v.cmd.Wait()
 }
 
 // start gives an order, and end waits for its report.
-func (v *vmm) start(o order) {
+func (v *fakeVMM) start(o order) {
 	v.t.Helper()
 	if err := v.enc.Encode(o); err != nil {
 		v.t.Fatal(err)
 	}
 }
 
-func (v *vmm) end() (report, error) {
+func (v *fakeVMM) end() (report, error) {
 	var r report
 	stuck := time.AfterFunc(time.Minute, func() { _ = v.cmd.Process.Kill() })
 	defer stuck.Stop()
@@ -382,7 +382,7 @@ func (v *vmm) end() (report, error) {
 	return r, err
 }
 
-func (v *vmm) do(o order) time.Duration {
+func (v *fakeVMM) do(o order) time.Duration {
 	v.t.Helper()
 	v.start(o)
 	r, err := v.end()
@@ -393,7 +393,7 @@ func (v *vmm) do(o order) time.Duration {
 }
 
 // quit ends it as one that has nothing more to do.
-func (v *vmm) quit() {
+func (v *fakeVMM) quit() {
 	_ = v.in.Close()
 	_ = v.cmd.Wait()
 }
