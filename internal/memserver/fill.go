@@ -98,7 +98,7 @@ func (g *guest) deliver(r region, first, n int, src []byte) (int, error) {
 	page := int(g.layout.page)
 	delivered := 0
 	defer func() {
-		if src == nil && delivered > 0 {
+		if src == nil && g.scale() == 1 && delivered > 0 {
 			g.mu.Lock()
 			g.stats.Zero += uint64(delivered)
 			g.mu.Unlock()

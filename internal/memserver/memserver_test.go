@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -321,4 +322,40 @@ func TestBrokenWorkingSetIsRecordedAgain(t *testing.T) {
 		set, err := loadSet(o.WorkingSet, int64(pageSize), int64(100*pageSize))
 		return err == nil && set.count() == 3 && set.has(52)
 	})
+}
+
+// Memory on huge pages: each is delivered whole, also those of zeros, and only
+// those of the working set that have a part in it.
+func TestHugePages(t *testing.T) {
+	const huge, each = 8, hugePage / 4096
+	free, err := os.ReadFile("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
+	if n, _ := strconv.Atoi(strings.TrimSpace(string(free))); err != nil || n < 2*(huge+1) {
+		t.Skipf("it needs %d free huge pages of 2 MiB (sysctl vm.nr_hugepages), there are %d", 2*(huge+1), n)
+	}
+	o := options(t, huge*each)
+	if err := os.Truncate(o.Memory, 5*hugePage); err != nil { // the rest is a hole
+		t.Fatal(err)
+	}
+	if err := os.Truncate(o.Memory, huge*hugePage); err != nil {
+		t.Fatal(err)
+	}
+	o.Keep, o.HugePages = true, true
+	s := serve(t, o)
+	settings := s.settings()
+	settings.Huge = true
+	l := s.link("first")
+	v := startVMM(t, settings)
+	v.do(order{Op: "touch", Pages: []int{6, 1, 3}})
+	if err := errors.Join(l.Attach(v.pid()), l.Ready()); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "it is recorded", func() bool { return s.Stats().WorkingSet == 3*each })
+	v.do(order{Op: "drop", Pages: []int{3}})
+	v.do(order{Op: "touch", Pages: shuffled(pagesFrom(0, huge)), Threads: 2})
+	w := startVMM(t, settings)
+	until(t, "the set is pushed", func() bool { v := s.Stats().VMs; return len(v) == 2 && v[1].PushMicros > 0 })
+	w.do(order{Op: "touch", Pages: shuffled(pagesFrom(0, huge))})
+	if st := s.Stats().VMs[1]; st.PageSize != hugePage || st.Pushed+st.Held != 3 || st.Faults != huge-st.Pushed || st.Zero != 0 {
+		t.Errorf("%+v", st)
+	}
 }

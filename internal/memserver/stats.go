@@ -36,7 +36,7 @@ type VMStats struct {
 	Faults  uint64 `json:"faults"`        // pages that the VM has asked for
 	Around  uint64 `json:"around_pages"`  // delivered since a neighbour was asked for
 	Pushed  uint64 `json:"pushed_pages"`  // delivered ahead, of the working set
-	Zero    uint64 `json:"zero_pages"`    // of all that was delivered, those that cost no memory
+	Zero    uint64 `json:"zero_pages"`    // of all that was delivered, those that cost no memory; never huge ones
 	Removed uint64 `json:"removed_pages"` // given back by the VM, as to a balloon
 
 	// Held and HeldUsed are a sample: one in 64 pages of the working set, chosen
