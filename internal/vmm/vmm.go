@@ -21,6 +21,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Sentinel errors of drivers.
@@ -52,6 +54,7 @@ type Config struct {
 	Cmdline   string // without what the driver adds itself (console=, reboot=…)
 	CPUs      int
 	MemoryMiB int
+	HugePages bool   // memory of pages of 2 MiB, which the host has reserved; only Firecracker
 	Disks     []Disk // in the guest's order: vda, vdb, …
 	Net       *Net   // nil: no network interface
 
@@ -187,6 +190,9 @@ type Command struct {
 	Stderr *os.File
 	Extra  []*os.File // descriptors 3, 4, …
 	Cgroup *os.File   // the control group that it is born into; nil: this process's
+	// Seccomp is a filter of its system calls (seccomp(2)), which comes with
+	// no-new-privileges; nil: none.
+	Seccomp []unix.SockFilter
 }
 
 // Process is a started VMM.

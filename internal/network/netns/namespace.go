@@ -94,7 +94,7 @@ func (n *Namespace) Launch(ctx context.Context, c vmm.Command) (vmm.Process, err
 		err = start()
 		return errors.Join(err, os.NewSyscallError("setns", unix.Setns(int(own.Fd()), unix.CLONE_NEWNET)))
 	}
-	p, err := launch.StartBy(launch.Cmd(c), launch.Attr(c), by)
+	p, err := launch.StartBy(launch.Cmd(c), launch.Attr(c), c.Seccomp, by)
 	if err != nil {
 		return nil, fmt.Errorf("start the VMM in a network namespace: %w", err)
 	}

@@ -150,7 +150,7 @@ func startShim(ctx context.Context, c vmm.Command, tap Tap, control *os.File) (*
 		attr.GidMappings = []syscall.SysProcIDMap{{ContainerID: os.Getegid(), HostID: os.Getegid(), Size: 1}}
 		attr.AmbientCaps = []uintptr{unix.CAP_NET_ADMIN}
 	}
-	p, err := launch.Start(cmd, attr)
+	p, err := launch.StartBy(cmd, attr, c.Seccomp, nil)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w: %s", ErrNamespace, err, userNamespaceHint)
 	}

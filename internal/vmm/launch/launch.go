@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"runtime"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -25,7 +26,7 @@ func (Direct) Launch(ctx context.Context, c vmm.Command) (vmm.Process, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	return Start(Cmd(c), Attr(c))
+	return StartBy(Cmd(c), Attr(c), c.Seccomp, nil)
 }
 
 // Cmd is the command in terms of os/exec, for Start.
@@ -66,20 +67,31 @@ type Process struct {
 // parent-death signal. That signal comes when the thread ends that started
 // the child, so a thread is kept for as long as the child lives.
 func Start(cmd *exec.Cmd, attr *syscall.SysProcAttr) (*Process, error) {
-	return StartBy(cmd, attr, func(start func() error) error { return start() })
+	return StartBy(cmd, attr, nil, nil)
 }
 
-// StartBy is Start on a thread that by has set up: by calls start once, on the
-// thread that it is called on, which it leaves as it was.
-func StartBy(cmd *exec.Cmd, attr *syscall.SysProcAttr, by func(start func() error) error) (*Process, error) {
+// StartBy is Start with a filter of system calls (nil: none), on a thread that
+// by has set up (nil: any): by calls start once, on the thread that it is called
+// on, which it leaves as it was.
+func StartBy(cmd *exec.Cmd, attr *syscall.SysProcAttr, filter []unix.SockFilter, by func(start func() error) error) (*Process, error) {
+	if by == nil {
+		by = func(start func() error) error { return start() }
+	}
 	attr.Pdeathsig = syscall.SIGKILL
 	cmd.SysProcAttr = attr
 	p := &Process{cmd: cmd, done: make(chan struct{})}
 	started := make(chan error)
 	go func() {
 		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := by(cmd.Start)
+		if filter == nil {
+			defer runtime.UnlockOSThread()
+		} // else nobody else may have the thread: it ends with this goroutine
+		err := by(func() error {
+			if err := setFilter(filter); err != nil {
+				return err
+			}
+			return cmd.Start()
+		})
 		if err != nil && cmd.Process != nil { // it was started, and the thread is not as it was
 			_ = cmd.Process.Kill()
 			_ = cmd.Wait()
@@ -94,6 +106,23 @@ func StartBy(cmd *exec.Cmd, attr *syscall.SysProcAttr, by func(start func() erro
 		return nil, fmt.Errorf("start %s: %w", cmd.Path, err)
 	}
 	return p, nil
+}
+
+// setFilter filters the system calls of this thread and of what it starts.
+func setFilter(filter []unix.SockFilter) error {
+	if filter == nil {
+		return nil
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("set no-new-privileges: %w", err)
+	}
+	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	err := unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&prog)), 0, 0)
+	runtime.KeepAlive(&prog)
+	if err != nil {
+		return fmt.Errorf("filter system calls: %w", err)
+	}
+	return nil
 }
 
 func exitOf(err error, st *os.ProcessState) vmm.Exit {
