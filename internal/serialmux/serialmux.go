@@ -86,6 +86,40 @@ func (h *Host) Dial(ctx context.Context) (net.Conn, error) {
 	}
 }
 
+// Times between two greetings.
+const (
+	firstGreeting = 10 * time.Millisecond
+	lastGreeting  = time.Second
+)
+
+// Greet waits until the guest answers on a port that it may be about to close
+// and open again, as after a restore. What is sent to the port in between is
+// lost with the guest's old session, so the greeting is repeated.
+func (h *Host) Greet(ctx context.Context) error {
+	answered := make(chan error, 1)
+	pause := firstGreeting
+	for {
+		go func() {
+			_, err := h.session.Ping()
+			select {
+			case answered <- err:
+			default:
+			}
+		}()
+		select {
+		case err := <-answered:
+			if err != nil {
+				return fmt.Errorf("wait for the agent's end of the channel: %w", err)
+			}
+			return nil
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the agent's end of the channel: %w", context.Cause(ctx))
+		case <-time.After(pause):
+			pause = min(2*pause, lastGreeting)
+		}
+	}
+}
+
 // Close ends the session and all its connections.
 func (h *Host) Close() error { return h.session.Close() }
 
