@@ -68,7 +68,7 @@ func TestArgsNetwork(t *testing.T) {
 		t.Errorf("-device %q", values(tap, "-device"))
 	}
 	socket := args(&vmm.Config{Net: &vmm.Net{MAC: vmm.GuestMAC, Socket: os.Stdin}}, host{})
-	if got := values(socket, "-netdev"); !slices.Equal(got, []string{"socket,id=net,fd=5"}) {
+	if got := values(socket, "-netdev"); !slices.Equal(got, []string{"socket,id=net,fd=6"}) {
 		t.Errorf("-netdev %q", got)
 	}
 	if runtime.GOARCH == "amd64" && !slices.Contains(values(socket, "-cpu"), "max,la57=off") {

@@ -26,7 +26,8 @@ var errQMP = errors.New("QMP")
 // One command is under way at a time. Events are dropped: what they tell
 // shows in the process's end or in a command's answer.
 type qmp struct {
-	conn io.ReadWriteCloser
+	conn    io.ReadWriteCloser
+	version version // of QEMU, as it greets
 
 	mu      sync.Mutex // one command at a time
 	nextID  uint64
@@ -42,8 +43,12 @@ type reply struct {
 		Class string `json:"class"`
 		Desc  string `json:"desc"`
 	} `json:"error"`
-	Event    string          `json:"event"`
-	Greeting json.RawMessage `json:"QMP"`
+	Event    string `json:"event"`
+	Greeting *struct {
+		Version struct {
+			QEMU version `json:"qemu"`
+		} `json:"version"`
+	} `json:"QMP"`
 }
 
 // newQMP reads the greeting and leaves the negotiation. It owns conn.
@@ -79,6 +84,7 @@ func (q *qmp) read(greeted chan<- struct{}) {
 		}
 		switch {
 		case r.Greeting != nil && greeted != nil:
+			q.version = r.Greeting.Version.QEMU
 			close(greeted)
 			greeted = nil
 		case r.ID != nil:
