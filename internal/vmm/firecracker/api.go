@@ -29,8 +29,9 @@ var errAPI = errors.New("firecracker refused")
 // https://github.com/firecracker-microvm/firecracker/blob/main/src/firecracker/swagger/firecracker.yaml
 type (
 	machineConfig struct {
-		VCPUs     int `json:"vcpu_count"`
-		MemoryMiB int `json:"mem_size_mib"`
+		VCPUs     int    `json:"vcpu_count"`
+		MemoryMiB int    `json:"mem_size_mib"`
+		HugePages string `json:"huge_pages,omitempty"` // "2M"
 	}
 	bootSource struct {
 		Kernel string `json:"kernel_image_path"`
@@ -70,15 +71,44 @@ type (
 	vmState struct {
 		State string `json:"state"`
 	}
+	snapshotCreate struct {
+		Type   string `json:"snapshot_type"` // "Full" or "Diff"
+		State  string `json:"snapshot_path"`
+		Memory string `json:"mem_file_path"`
+	}
+	snapshotLoad struct {
+		State  string        `json:"snapshot_path"`
+		Memory memoryBackend `json:"mem_backend"`
+		Resume bool          `json:"resume_vm"`
+		// One of them, by release: see trackDirty.
+		TrackDirty  bool `json:"track_dirty_pages,omitempty"`
+		EnableDiffs bool `json:"enable_diff_snapshots,omitempty"`
+	}
+	memoryBackend struct {
+		Type string `json:"backend_type"` // "File" or "Uffd"
+		Path string `json:"backend_path"`
+	}
 )
 
-// request is one call of the API that answers with nothing.
+// request is one call of the API.
 type request struct {
 	method, path string
 	body         any
+	answer       any           // what to decode the answer into; nil: there is none
+	limit        time.Duration // 0: apiTimeout
 }
 
-func put(path string, body any) request { return request{http.MethodPut, path, body} }
+func put(path string, body any) request {
+	return request{method: http.MethodPut, path: path, body: body}
+}
+
+func patch(path string, body any) request {
+	return request{method: http.MethodPatch, path: path, body: body}
+}
+
+func get(path string, answer any) request {
+	return request{method: http.MethodGet, path: path, answer: answer}
+}
 
 // apiClient talks to one Firecracker.
 type apiClient struct {
@@ -89,7 +119,6 @@ type apiClient struct {
 // Firecracker is about to make; done is closed when it ends.
 func newAPIClient(dir string, done <-chan struct{}) *apiClient {
 	return &apiClient{http: &http.Client{
-		Timeout: apiTimeout,
 		Transport: &http.Transport{
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 				return vmm.DialSoon(ctx, done, dir, apiSocket)
@@ -112,9 +141,18 @@ func (c *apiClient) do(ctx context.Context, rs ...request) error {
 }
 
 func (c *apiClient) send(ctx context.Context, r request) error {
-	b, err := json.Marshal(r.body)
-	if err != nil {
-		return err
+	limit := r.limit
+	if limit == 0 {
+		limit = apiTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	var b []byte
+	if r.body != nil {
+		var err error
+		if b, err = json.Marshal(r.body); err != nil {
+			return err
+		}
 	}
 	req, err := http.NewRequestWithContext(ctx, r.method, "http://firecracker"+r.path, bytes.NewReader(b))
 	if err != nil {
@@ -133,7 +171,10 @@ func (c *apiClient) send(ctx context.Context, r request) error {
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {
 		return fmt.Errorf("%w: %s", errAPI, fault(resp.Status, body))
 	}
-	return nil
+	if r.answer == nil {
+		return nil
+	}
+	return json.Unmarshal(body, r.answer)
 }
 
 // fault is what Firecracker says of a request that failed.

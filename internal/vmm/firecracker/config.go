@@ -53,7 +53,7 @@ func args(cfg *vmm.Config) []string {
 // requests configures a machine and boots it.
 func requests(cfg *vmm.Config) []request {
 	rs := []request{
-		put("/machine-config", machineConfig{VCPUs: cfg.CPUs, MemoryMiB: cfg.MemoryMiB}),
+		put("/machine-config", machineConfig{VCPUs: cfg.CPUs, MemoryMiB: cfg.MemoryMiB, HugePages: hugePages(cfg)}),
 		put("/boot-source", bootSource{Kernel: cfg.Kernel, Initrd: cfg.Initrd, Args: cmdline(cfg)}),
 		put("/vsock", vsockDevice{CID: guestCID, Path: paths.VsockName}),
 		put("/entropy", entropyDevice{}),
@@ -72,6 +72,13 @@ func requests(cfg *vmm.Config) []request {
 			put("/mmds", cfg.Metadata))
 	}
 	return append(rs, put("/actions", action{Type: "InstanceStart"}))
+}
+
+func hugePages(cfg *vmm.Config) string {
+	if cfg.HugePages {
+		return "2M"
+	}
+	return ""
 }
 
 // cmdline is the kernel's command line with what belongs to this machine. A

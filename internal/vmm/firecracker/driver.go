@@ -63,7 +63,10 @@ func (d *Driver) Name() string { return programName }
 
 // Capabilities implements vmm.Driver.
 func (d *Driver) Capabilities() vmm.Capabilities {
-	return vmm.Capabilities{Metadata: true, TapNetwork: true, AgentVsock: true, BootTimeout: bootTimeout, MemoryOverheadMiB: memoryOverheadMiB}
+	return vmm.Capabilities{
+		Metadata: true, TapNetwork: true, AgentVsock: true, PageServer: true,
+		BootTimeout: bootTimeout, MemoryOverheadMiB: memoryOverheadMiB,
+	}
 }
 
 // versionPattern matches the first line of --version; a log line follows.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
@@ -16,23 +15,41 @@ import (
 	"github.com/fcvm/fcvm/internal/vmm/launch"
 )
 
-var _ vmm.Ballooner = (*machine)(nil)
+var (
+	_ vmm.Ballooner   = (*machine)(nil)
+	_ vmm.Snapshotter = (*machine)(nil)
+	_ vmm.Restorer    = (*Driver)(nil)
+)
 
 // machine is one running Firecracker.
 type machine struct {
 	*vmm.Child
 	dir       string
+	memory    int64 // of the guest, bytes
 	api       *apiClient
+	base      base
 	closeOnce sync.Once
 	closeErr  error
 }
 
 // Start implements vmm.Driver.
 func (d *Driver) Start(ctx context.Context, cfg vmm.Config) (vmm.Machine, error) {
+	m, err := d.spawn(ctx, &cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.call(ctx, requests(&cfg)...); err != nil {
+		return nil, errors.Join(fmt.Errorf("start Firecracker: %w", err), m.Close())
+	}
+	return m, nil
+}
+
+// spawn starts a Firecracker that has been told nothing yet.
+func (d *Driver) spawn(ctx context.Context, cfg *vmm.Config) (*machine, error) {
 	if d.program == "" {
 		return nil, fmt.Errorf("%w: firecracker is not installed: %s", vmm.ErrUnavailable, remedyInstall)
 	}
-	if err := check(&cfg); err != nil {
+	if err := check(cfg); err != nil {
 		return nil, err
 	}
 	// Firecracker does not start over a socket that an earlier one has left.
@@ -44,21 +61,16 @@ func (d *Driver) Start(ctx context.Context, cfg vmm.Config) (vmm.Machine, error)
 		launcher = launch.Direct{}
 	}
 	proc, err := launcher.Launch(ctx, vmm.Command{
-		Path: d.program, Args: args(&cfg), Dir: cfg.Dir,
+		Path: d.program, Args: args(cfg), Dir: cfg.Dir,
 		Env: []string{"PATH=/usr/bin:/bin"}, Stdout: cfg.Console, Stderr: cfg.VMMLog,
 	})
 	if err != nil {
 		return nil, err
 	}
 	child := vmm.WatchChild(name, proc, cfg.Console.Name(), cfg.VMMLog.Name())
-	m := &machine{Child: child, dir: cfg.Dir, api: newAPIClient(cfg.Dir, child.Done())}
-	if err := m.api.do(ctx, requests(&cfg)...); err != nil {
-		if errors.Is(err, vmm.ErrExited) || isHangup(err) {
-			err = m.Cause(ctx, err)
-		}
-		return nil, errors.Join(fmt.Errorf("start Firecracker: %w", err), m.Close())
-	}
-	return m, nil
+	return &machine{
+		Child: child, dir: cfg.Dir, memory: int64(cfg.MemoryMiB) << 20, api: newAPIClient(cfg.Dir, child.Done()),
+	}, nil
 }
 
 // Dial implements vmm.Machine.
@@ -76,12 +88,12 @@ func (m *machine) Pause(ctx context.Context) error { return m.setState(ctx, "Pau
 func (m *machine) Resume(ctx context.Context) error { return m.setState(ctx, "Resumed") }
 
 func (m *machine) setState(ctx context.Context, state string) error {
-	return m.call(ctx, request{http.MethodPatch, "/vm", vmState{State: state}})
+	return m.call(ctx, patch("/vm", vmState{State: state}))
 }
 
 // SetBalloon implements vmm.Ballooner.
 func (m *machine) SetBalloon(ctx context.Context, mib int) error {
-	return m.call(ctx, request{http.MethodPatch, "/balloon", balloonUpdate{MiB: mib}})
+	return m.call(ctx, patch("/balloon", balloonUpdate{MiB: mib}))
 }
 
 // ClearMetadata implements vmm.MetadataClearer.
@@ -89,10 +101,10 @@ func (m *machine) ClearMetadata(ctx context.Context) error {
 	return m.call(ctx, put("/mmds", struct{}{}))
 }
 
-// call sends a request to a machine that may have ended.
-func (m *machine) call(ctx context.Context, r request) error {
-	err := m.api.do(ctx, r)
-	if err != nil && !errors.Is(err, errAPI) {
+// call sends requests to a machine that may have ended.
+func (m *machine) call(ctx context.Context, rs ...request) error {
+	err := m.api.do(ctx, rs...)
+	if errors.Is(err, vmm.ErrExited) || isHangup(err) {
 		err = m.Cause(ctx, err)
 	}
 	return err
@@ -103,6 +115,7 @@ func (m *machine) Close() error {
 	m.closeOnce.Do(func() {
 		err := m.Kill(context.Background())
 		m.api.close()
+		m.base.forget()
 		m.closeErr = errors.Join(err, removeSockets(m.dir))
 	})
 	return m.closeErr

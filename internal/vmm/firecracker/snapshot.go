@@ -1,0 +1,256 @@
+package firecracker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fcvm/fcvm/internal/vmm"
+	"github.com/fcvm/fcvm/internal/vmm/memimage"
+)
+
+const (
+	// snapshotTimeout bounds what Firecracker takes to write a snapshot. It
+	// writes all of the guest's memory, and waits until that is on the disk.
+	snapshotTimeout = 30 * time.Minute
+
+	// Before Firecracker 1.15, snapshots of changed pages were wrong for x86_64
+	// guests with memory above the hole for devices, which is at 3 GiB.
+	diffMemory = 3 << 30
+)
+
+// base is the memory that the next snapshot is a difference to.
+type base struct {
+	mu sync.Mutex
+	// memory is that of the snapshot that was taken or loaded last; nil: the
+	// next one is a full one.
+	memory *os.File
+	// merge is the file of a snapshot of changed pages that FinishSnapshot is to
+	// complete from memory.
+	merge string
+}
+
+func (b *base) forget() { b.set(nil) }
+
+func (b *base) set(f *os.File) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.memory != nil {
+		_ = b.memory.Close()
+	}
+	b.memory, b.merge = f, ""
+}
+
+// Snapshot implements vmm.Snapshotter.
+func (m *machine) Snapshot(ctx context.Context, to vmm.SnapshotFiles) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("save the machine: %w", err)
+		}
+	}()
+	memory, err := memimage.Create(to.Memory, m.memory)
+	if err != nil {
+		return err
+	}
+	defer func() { err = closeOrRemove(memory, to.Memory, err) }()
+	state, err := os.OpenFile(to.State, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { err = closeOrRemove(state, to.State, err) }()
+
+	create := snapshotCreate{Type: "Full", State: to.State, Memory: to.Memory}
+	m.base.mu.Lock()
+	if m.base.memory != nil && m.base.merge == "" && tellsPages(memory) {
+		create.Type, m.base.merge = "Diff", to.Memory
+	}
+	m.base.mu.Unlock()
+	r := put("/snapshot/create", create)
+	r.limit = snapshotTimeout
+	if err := m.call(ctx, r); err != nil {
+		m.base.forget() // which pages Firecracker takes for changed now, nobody knows
+		return err
+	}
+	return nil
+}
+
+// tellsPages reports whether the holes of a file are as small as a page.
+func tellsPages(f *os.File) bool {
+	var st unix.Statfs_t
+	return unix.Fstatfs(int(f.Fd()), &st) == nil && st.Bsize <= memimage.Page
+}
+
+func closeOrRemove(f *os.File, path string, err error) error {
+	err = errors.Join(err, f.Close())
+	if err != nil {
+		_ = os.Remove(path)
+	}
+	return err
+}
+
+// FinishSnapshot implements vmm.Snapshotter.
+func (m *machine) FinishSnapshot(ctx context.Context, to vmm.SnapshotFiles) (err error) {
+	defer func() {
+		if err != nil {
+			m.base.forget()
+			_ = os.Remove(to.State)
+			err = fmt.Errorf("complete the machine's memory: %w", err)
+		}
+	}()
+	f, err := os.OpenFile(to.Memory, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { err = closeOrRemove(f, to.Memory, err) }()
+	st, err := f.Stat()
+	if err == nil && st.Size() != m.memory {
+		err = fmt.Errorf("%w: it has %d bytes, the guest has %d", errMemorySize, st.Size(), m.memory)
+	}
+	if err != nil {
+		return err
+	}
+	if err := m.base.complete(ctx, f, m.memory); err != nil {
+		return err
+	}
+	return memimage.PunchZeros(ctx, f, m.memory)
+}
+
+var errMemorySize = errors.New("the memory that Firecracker has saved is not whole")
+
+// complete copies into a snapshot of changed pages what has not changed, and
+// makes it the next one's base.
+func (b *base) complete(ctx context.Context, f *os.File, size int64) error {
+	b.mu.Lock()
+	memory, merge := b.memory, b.merge == f.Name()
+	b.mu.Unlock()
+	if memory == nil {
+		return nil
+	}
+	if merge {
+		changed, err := memimage.Extents(f, size)
+		if err != nil {
+			return err
+		}
+		all, err := memimage.Extents(memory, size)
+		if err != nil {
+			return err
+		}
+		if err := memimage.Copy(ctx, f, memory, memimage.Without(all, changed)); err != nil {
+			return err
+		}
+	}
+	next, err := os.Open(f.Name())
+	if err != nil {
+		return err
+	}
+	b.set(next)
+	return nil
+}
+
+// canDiff reports whether this Firecracker's snapshots of changed pages are
+// right for a guest with so much memory.
+func canDiff(v release, memory int64, arch string) bool {
+	return arch != "amd64" || memory <= diffMemory || !v.before(15)
+}
+
+// isOfHost reports whether Firecracker's error may go away, as with a tap that is
+// in use: those of the operating system have their number in the message.
+func isOfHost(err error) bool { return strings.Contains(err.Error(), "os error") }
+
+// Restore implements vmm.Restorer.
+func (d *Driver) Restore(ctx context.Context, cfg vmm.Config, from vmm.RestoreFrom) (vmm.Machine, error) {
+	if err := checkRestore(&cfg, &from); err != nil {
+		return nil, err
+	}
+	end := begin(from, "spawn")
+	m, err := d.spawn(ctx, &cfg)
+	if err != nil {
+		end()
+		return nil, err
+	}
+	var v release
+	err = m.call(ctx, get("/version", &v)) // waits until Firecracker answers
+	end()
+	if err == nil {
+		end = begin(from, "load")
+		err = m.load(ctx, &cfg, from, v)
+		end()
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("restore the machine: %w", err), m.Close())
+	}
+	return m, nil
+}
+
+func begin(from vmm.RestoreFrom, phase string) (end func()) {
+	if from.Phase == nil {
+		return func() {}
+	}
+	return from.Phase(phase)
+}
+
+// checkRestore refuses what cannot be restored before anything is started.
+func checkRestore(cfg *vmm.Config, from *vmm.RestoreFrom) error {
+	st, err := os.Stat(from.State)
+	if err != nil {
+		return fmt.Errorf("open a machine's state: %w", err)
+	}
+	if st.Size() == 0 {
+		return fmt.Errorf("%w: the state %s is empty", vmm.ErrIncompatible, from.State)
+	}
+	if from.PageServer != "" {
+		return nil
+	}
+	if cfg.HugePages {
+		return fmt.Errorf("%w: Firecracker takes memory with huge pages from a page server only; use --memory server", vmm.ErrUnsupported)
+	}
+	st, err = os.Stat(from.Memory)
+	if err != nil {
+		return fmt.Errorf("open a snapshot's memory: %w", err)
+	}
+	if !st.Mode().IsRegular() || st.Size() != int64(cfg.MemoryMiB)<<20 {
+		return fmt.Errorf("%w: memory file %s has %d bytes, not %d MiB", vmm.ErrIncompatible, from.Memory, st.Size(), cfg.MemoryMiB)
+	}
+	return nil
+}
+
+// load has Firecracker load a snapshot, and makes sure that it is of a machine
+// like cfg.
+func (m *machine) load(ctx context.Context, cfg *vmm.Config, from vmm.RestoreFrom, v release) error {
+	l := snapshotLoad{State: from.State, Memory: memoryBackend{"File", from.Memory}}
+	if from.PageServer != "" {
+		l.Memory = memoryBackend{"Uffd", from.PageServer}
+	}
+	if from.TrackDirty && from.Memory != "" && canDiff(v, m.memory, runtime.GOARCH) {
+		f, err := os.Open(from.Memory)
+		if err != nil {
+			return fmt.Errorf("open a snapshot's memory: %w", err)
+		}
+		m.base.set(f)
+		l.TrackDirty, l.EnableDiffs = !v.before(14), v.before(14)
+	}
+	if err := m.call(ctx, put("/snapshot/load", l)); err != nil {
+		if errors.Is(err, errAPI) && !isOfHost(err) {
+			err = fmt.Errorf("%w: %w", vmm.ErrIncompatible, err)
+		}
+		return err
+	}
+	var is machineConfig
+	if err := m.call(ctx, get("/machine-config", &is)); err != nil {
+		return err
+	}
+	if is.VCPUs != cfg.CPUs || is.MemoryMiB != cfg.MemoryMiB {
+		return fmt.Errorf("%w: it is of a machine with %d CPUs and %d MiB, not %d and %d", vmm.ErrIncompatible, is.VCPUs, is.MemoryMiB, cfg.CPUs, cfg.MemoryMiB)
+	}
+	if cfg.Metadata != nil {
+		return m.call(ctx, put("/mmds", cfg.Metadata))
+	}
+	return nil
+}

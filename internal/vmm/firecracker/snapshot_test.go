@@ -1,0 +1,329 @@
+package firecracker
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/fcvm/fcvm/internal/vmm"
+	"github.com/fcvm/fcvm/internal/vmm/memimage"
+)
+
+// fake is a machine whose Firecracker is a server in this process.
+type fake struct {
+	*machine
+	asked  []string
+	answer func(method, path string, body []byte) (status int, answer string)
+}
+
+func newFake(t *testing.T, memory int64) *fake {
+	t.Helper()
+	dir := t.TempDir()
+	l, err := net.Listen("unix", filepath.Join(dir, apiSocket))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &fake{machine: &machine{dir: dir, memory: memory, api: newAPIClient(dir, make(chan struct{}))}}
+	srv := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		f.asked = append(f.asked, strings.TrimSpace(r.Method+" "+r.URL.Path+" "+string(body)))
+		status, answer := f.answer(r.Method, r.URL.Path, body)
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, answer)
+	})}
+	go func() { _ = srv.Serve(l) }()
+	t.Cleanup(func() {
+		f.base.forget()
+		f.api.close()
+		_ = srv.Close()
+	})
+	return f
+}
+
+func fault400(message string) (int, string) {
+	return http.StatusBadRequest, fmt.Sprintf(`{"fault_message":%q}`, message)
+}
+
+// loaded answers as for a machine of this shape.
+func loaded(cpus, mib int) func(string, string, []byte) (int, string) {
+	return func(method, _ string, _ []byte) (int, string) {
+		if method == http.MethodGet {
+			return http.StatusOK, fmt.Sprintf(`{"vcpu_count":%d,"mem_size_mib":%d,"smt":false}`, cpus, mib)
+		}
+		return http.StatusNoContent, ""
+	}
+}
+
+func TestLoad(t *testing.T) {
+	memory := filepath.Join(t.TempDir(), "memory")
+	if err := os.WriteFile(memory, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	file := `{"snapshot_path":"/state","mem_backend":{"backend_type":"File","backend_path":"` + memory + `"},"resume_vm":false`
+	for _, c := range []struct {
+		name, version string
+		from          vmm.RestoreFrom
+		metadata      string
+		mib           int
+		want          []string
+	}{
+		{"a file", "1.13.0", vmm.RestoreFrom{Memory: memory}, "", 512, []string{"PUT /snapshot/load " + file + "}", "GET /machine-config"}},
+		{"tracked, of old", "1.13.0-dev", vmm.RestoreFrom{Memory: memory, TrackDirty: true}, "", 512, []string{"PUT /snapshot/load " + file + `,"enable_diff_snapshots":true}`, "GET /machine-config"}},
+		{"tracked", "1.14.0", vmm.RestoreFrom{Memory: memory, TrackDirty: true}, "", 512, []string{"PUT /snapshot/load " + file + `,"track_dirty_pages":true}`, "GET /machine-config"}},
+		{"tracked in vain", "1.14.1", vmm.RestoreFrom{Memory: memory, TrackDirty: true}, "", 4096, []string{"PUT /snapshot/load " + file + "}", "GET /machine-config"}},
+		{"a server", "1.13.0", vmm.RestoreFrom{PageServer: "/server"}, "", 512, []string{`PUT /snapshot/load {"snapshot_path":"/state","mem_backend":{"backend_type":"Uffd","backend_path":"/server"},"resume_vm":false}`, "GET /machine-config"}},
+		{"metadata", "1.13.0", vmm.RestoreFrom{Memory: memory}, `{"plan":"{}"}`, 512, []string{"PUT /snapshot/load " + file + "}", "GET /machine-config", `PUT /mmds {"plan":"{}"}`}},
+	} {
+		f := newFake(t, int64(c.mib)<<20)
+		f.answer = loaded(2, c.mib)
+		cfg := vmm.Config{CPUs: 2, MemoryMiB: c.mib}
+		if c.metadata != "" {
+			cfg.Metadata = json.RawMessage(c.metadata)
+		}
+		c.from.State = "/state"
+		if err := f.load(t.Context(), &cfg, c.from, release{c.version}); err != nil {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		if d := cmp.Diff(c.want, f.asked); d != "" {
+			t.Errorf("%s: %s", c.name, d)
+		}
+	}
+}
+
+func TestLoadFails(t *testing.T) {
+	for _, c := range []struct {
+		name         string
+		answer       func(string, string, []byte) (int, string)
+		incompatible bool
+		message      string
+	}{
+		{"another version", func(string, string, []byte) (int, string) { return fault400("Invalid data version: 7.0.0") }, true, "Invalid data version: 7.0.0"},
+		{"a tap in use", func(string, string, []byte) (int, string) {
+			return fault400("Error while creating ifreq: Resource busy (os error 16)")
+		}, false, "os error 16"},
+		{"another shape", loaded(4, 512), true, "4 CPUs"},
+	} {
+		f := newFake(t, 512<<20)
+		f.answer = c.answer
+		err := f.load(t.Context(), &vmm.Config{CPUs: 2, MemoryMiB: 512}, vmm.RestoreFrom{State: "/state", Memory: "/memory"}, release{"1.13.0"})
+		if err == nil || errors.Is(err, vmm.ErrIncompatible) != c.incompatible || !strings.Contains(err.Error(), c.message) {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+}
+
+func TestCheckRestore(t *testing.T) {
+	dir := t.TempDir()
+	state, memory, empty := filepath.Join(dir, "state"), filepath.Join(dir, "memory"), filepath.Join(dir, "empty")
+	for path, size := range map[string]int{state: 9, memory: 2 << 20, empty: 0} {
+		if err := os.WriteFile(path, make([]byte, size), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		name string
+		cfg  vmm.Config
+		from vmm.RestoreFrom
+		want error
+	}{
+		{"whole", vmm.Config{MemoryMiB: 2}, vmm.RestoreFrom{State: state, Memory: memory}, nil},
+		{"by a server", vmm.Config{MemoryMiB: 2, HugePages: true}, vmm.RestoreFrom{State: state, PageServer: "/server"}, nil},
+		{"too small", vmm.Config{MemoryMiB: 4}, vmm.RestoreFrom{State: state, Memory: memory}, vmm.ErrIncompatible},
+		{"empty", vmm.Config{MemoryMiB: 2}, vmm.RestoreFrom{State: empty, Memory: memory}, vmm.ErrIncompatible},
+		{"no state", vmm.Config{MemoryMiB: 2}, vmm.RestoreFrom{State: state + "x", Memory: memory}, fs.ErrNotExist},
+		{"no memory", vmm.Config{MemoryMiB: 2}, vmm.RestoreFrom{State: state, Memory: memory + "x"}, fs.ErrNotExist},
+		{"huge pages from a file", vmm.Config{MemoryMiB: 2, HugePages: true}, vmm.RestoreFrom{State: state, Memory: memory}, vmm.ErrUnsupported},
+	} {
+		if err := checkRestore(&c.cfg, &c.from); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+}
+
+// writer answers to PUT /snapshot/create as Firecracker does: it writes these
+// pages into the file, all of them for a full snapshot.
+func writer(t *testing.T, pages map[int]byte) func(string, string, []byte) (int, string) {
+	return func(_, _ string, body []byte) (int, string) {
+		var c snapshotCreate
+		if err := json.Unmarshal(body, &c); err != nil {
+			t.Error(err)
+		}
+		f, err := os.OpenFile(c.Memory, os.O_WRONLY, 0)
+		if err != nil {
+			return fault400(err.Error())
+		}
+		defer func() { _ = f.Close() }()
+		for i := range testPages {
+			b, changed := pages[i]
+			if !changed && c.Type == "Diff" {
+				continue
+			}
+			if _, err := f.WriteAt(bytes.Repeat([]byte{b}, memimage.Page), int64(i)*memimage.Page); err != nil {
+				return fault400(err.Error())
+			}
+		}
+		return http.StatusNoContent, ""
+	}
+}
+
+const testPages = 64
+
+// memoryOf is what these pages make, over others.
+func memoryOf(layers ...map[int]byte) []byte {
+	b := make([]byte, testPages*memimage.Page)
+	for _, pages := range layers {
+		for i, v := range pages {
+			copy(b[i*memimage.Page:], bytes.Repeat([]byte{v}, memimage.Page))
+		}
+	}
+	return b
+}
+
+func filesIn(dir, name string) vmm.SnapshotFiles {
+	return vmm.SnapshotFiles{Memory: filepath.Join(dir, name+".memory"), State: filepath.Join(dir, name+".state")}
+}
+
+func (f *fake) take(t *testing.T, to vmm.SnapshotFiles) []byte {
+	t.Helper()
+	if err := f.Snapshot(t.Context(), to); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.FinishSnapshot(t.Context(), to); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(to.Memory)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// Each snapshot is whole, whatever the ones before it were.
+func TestSnapshots(t *testing.T) {
+	f := newFake(t, testPages*memimage.Page)
+	dir := t.TempDir()
+	first := map[int]byte{1: 1, 2: 1, 40: 1}
+	f.answer = writer(t, first)
+	if got := f.take(t, filesIn(dir, "full")); !bytes.Equal(got, memoryOf(first)) {
+		t.Error("the full snapshot differs")
+	}
+	// A clone of it, which tracks what it writes.
+	parent, err := os.Open(filesIn(dir, "full").Memory)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.base.set(parent)
+	second := map[int]byte{2: 2, 3: 2, 40: 0} // page 40 has become zeros
+	f.answer = writer(t, second)
+	if got := f.take(t, filesIn(dir, "diff")); !bytes.Equal(got, memoryOf(first, second)) {
+		t.Error("the first snapshot of changed pages differs")
+	}
+	extents := func(name string) (found []memimage.Range) {
+		file, err := os.Open(filesIn(dir, name).Memory)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = file.Close() }()
+		if found, err = memimage.Extents(file, testPages*memimage.Page); err != nil {
+			t.Fatal(err)
+		}
+		return found
+	}
+	if got, want := extents("diff"), []memimage.Range{{Start: memimage.Page, End: 4 * memimage.Page}}; !slices.Equal(got, want) {
+		t.Errorf("data in %v, not %v", got, want)
+	}
+	// One that fails: which pages have changed since when is not known any more.
+	f.answer = func(string, string, []byte) (int, string) { return fault400("no") }
+	to := filesIn(dir, "failed")
+	if err := f.Snapshot(t.Context(), to); !errors.Is(err, errAPI) {
+		t.Error(err)
+	}
+	for _, path := range []string{to.Memory, to.State} {
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is left", path)
+		}
+	}
+	f.answer = writer(t, first)
+	if got := f.take(t, filesIn(dir, "again")); !bytes.Equal(got, memoryOf(first)) {
+		t.Error("the last snapshot differs")
+	}
+	var types []string
+	for _, a := range f.asked {
+		types = append(types, a[strings.Index(a, `"snapshot_type":"`)+17:][:4])
+	}
+	if want := []string{"Full", "Diff", "Diff", "Full"}; !slices.Equal(types, want) {
+		t.Errorf("%q, not %q", types, want)
+	}
+	if err := f.Snapshot(t.Context(), filesIn(dir, "full")); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("over another: %v", err)
+	}
+}
+
+// What Firecracker has not written wholly is no snapshot.
+func TestFinishShort(t *testing.T) {
+	f := newFake(t, testPages*memimage.Page)
+	f.answer = writer(t, nil)
+	to := filesIn(t.TempDir(), "short")
+	if err := f.Snapshot(t.Context(), to); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(to.Memory, memimage.Page); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.FinishSnapshot(t.Context(), to); !errors.Is(err, errMemorySize) {
+		t.Error(err)
+	}
+	for _, path := range []string{to.Memory, to.State} {
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is left", path)
+		}
+	}
+}
+
+func TestRelease(t *testing.T) {
+	for _, c := range []struct {
+		version string
+		before  bool // 1.15
+	}{{"1.14.2", true}, {"1.15.0", false}, {"2.0.0", false}, {"1.9.0-dev", true}, {"", true}, {"what", true}, {"1.16.1", false}} {
+		if got := (release{c.version}).before(15); got != c.before {
+			t.Errorf("%q: %t", c.version, got)
+		}
+	}
+	for _, c := range []struct {
+		version, arch string
+		mib           int64
+		can           bool
+	}{
+		{"1.14.0", "amd64", 3072, true},
+		{"1.14.0", "amd64", 3073, false},
+		{"1.15.0", "amd64", 8192, true},
+		{"1.14.0", "arm64", 8192, true},
+	} {
+		if got := canDiff(release{c.version}, c.mib<<20, c.arch); got != c.can {
+			t.Errorf("%+v: %t", c, got)
+		}
+	}
+}
+
+func FuzzFault(f *testing.F) {
+	f.Add([]byte(`{"fault_message":"no\nway"}`))
+	f.Add([]byte(`{`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		if s := fault("400 Bad Request", body); s == "" || strings.ContainsAny(s, "\n\t") {
+			t.Errorf("%q", s)
+		}
+	})
+}
