@@ -84,6 +84,12 @@ func (s *suite) start(t *testing.T, cfg vmm.Config) *running {
 	if err != nil {
 		t.Fatalf("start: %v\n%s", err, tails(cfg))
 	}
+	return s.adopt(t, m, cfg)
+}
+
+// adopt makes clients for a machine.
+func (s *suite) adopt(t *testing.T, m vmm.Machine, cfg vmm.Config) *running {
+	t.Helper()
 	r := &running{
 		Machine: m, cfg: cfg, agent: agentclient.New(m.Dial),
 		http: &http.Client{Transport: &http.Transport{

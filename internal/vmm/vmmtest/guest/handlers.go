@@ -46,6 +46,12 @@ func (g *guest) handler() http.Handler {
 	mux.HandleFunc("POST "+testapi.PathTouch, func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, nil, touchFree())
 	})
+	mux.HandleFunc("PUT "+testapi.PathPattern, func(w http.ResponseWriter, r *http.Request) {
+		answer(w, nil, g.pattern.fill(r.Body))
+	})
+	mux.HandleFunc("GET "+testapi.PathPattern, func(w http.ResponseWriter, _ *http.Request) {
+		reply(w, g.pattern.check())
+	})
 	mux.HandleFunc("POST "+testapi.PathEcho, echo)
 	mux.HandleFunc("PUT "+testapi.PathDisk, func(w http.ResponseWriter, r *http.Request) {
 		answer(w, nil, writeDisk(r))

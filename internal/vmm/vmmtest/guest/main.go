@@ -107,7 +107,8 @@ func listen() (net.Listener, error) {
 
 // guest is what changes while the machine runs.
 type guest struct {
-	ticks atomic.Int64
+	ticks   atomic.Int64
+	pattern pattern
 }
 
 // tick counts for as long as the guest's CPUs run.

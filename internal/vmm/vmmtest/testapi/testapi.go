@@ -12,6 +12,7 @@ const (
 	PathLink     = "/test/link"     // POST: configure the interface, send a packet to the gateway
 	PathFree     = "/test/free"     // GET: the memory that the guest does not use, MiB
 	PathTouch    = "/test/touch"    // POST: write to TouchMiB of memory, and let it go
+	PathPattern  = "/test/pattern"  // PUT: Pattern fills memory; GET: Pattern, as it is found there
 	PathMetadata = "/test/metadata" // GET: Metadata; after PathLink
 )
 
@@ -33,4 +34,13 @@ type Machine struct {
 type Metadata struct {
 	Status int    `json:"status"` // HTTP
 	Body   []byte `json:"body"`
+}
+
+// Pattern is what fills a part of the guest's memory: numbers that follow from
+// the seed.
+type Pattern struct {
+	Seed uint64 `json:"seed"`
+	MiB  int    `json:"mib"`
+	// Wrong is how many of the numbers are not as they should be.
+	Wrong int `json:"wrong"`
 }
