@@ -196,9 +196,12 @@ func (r *restorer) reconnect(old, n *agentapi.Network) (reset int, err error) {
 		n = old
 	}
 	if n != nil {
-		if err := announce(n.Interface, n.Address); err != nil {
-			r.agent.log.Warn("announce the guest", "error", err)
-		}
+		// To close its socket takes the kernel up to 20 ms.
+		go func() {
+			if err := announce(n.Interface, n.Address); err != nil {
+				r.agent.log.Warn("announce the guest", "error", err)
+			}
+		}()
 	}
 	return resetTCP(local)
 }
