@@ -109,9 +109,11 @@ func (in *instance) machineConfig() (cfg vmm.Config, closeLogs func(), err error
 }
 
 // usesMetadata reports whether the plan goes through the metadata service. A
-// guest without an interface cannot reach it.
+// guest without an interface cannot reach it. One that is kept for others gets
+// its plan by the channel, once it was saved: the others must not find it in
+// their memory. A clone has its plan, and its container could read another.
 func (in *instance) usesMetadata() bool {
-	return in.driver.Capabilities().Metadata && in.net.Net() != nil
+	return in.driver.Capabilities().Metadata && in.net.Net() != nil && in.Clone == nil && !in.warmable()
 }
 
 // metadata is the plan as a string within JSON: what the service gives out as

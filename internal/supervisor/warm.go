@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"path/filepath"
 
+	"github.com/fcvm/fcvm/internal/agentclient"
 	"github.com/fcvm/fcvm/internal/proc"
 	"github.com/fcvm/fcvm/internal/snapshot"
 	"github.com/fcvm/fcvm/internal/vm"
@@ -137,8 +138,12 @@ func (in *instance) keepWarm(ctx context.Context) error {
 	defer in.timer.phase("keep warm")()
 	wait, cancel := untilDone(ctx, in.machine, startTimeout)
 	defer cancel()
-	if _, err := in.agent.WaitUp(wait); err != nil {
+	st, err := in.agent.WaitUp(wait)
+	if err != nil {
 		return in.bootError(ctx, startTimeout, err)
+	}
+	if st.HavePlan { // not that of the next run
+		return fmt.Errorf("keep the guest for the next run: %w: it has a plan that nobody has sent", agentclient.ErrAgent)
 	}
 	c, err := in.newCapture(captureOptions{key: in.warmKey, guest: snapshot.GuestUp})
 	if err == nil {
