@@ -72,6 +72,22 @@ func (in *instance) openPages(ctx context.Context) (string, error) {
 	return socket, nil
 }
 
+// withPages is a context that ends with the server of the VM's memory: a VMM
+// that loads a snapshot touches its memory, and could wait for ever.
+func (in *instance) withPages(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	if in.pages != nil {
+		go func() {
+			select {
+			case <-in.pages.Done():
+				cancel(in.pages.Err())
+			case <-ctx.Done():
+			}
+		}()
+	}
+	return ctx, func() { cancel(nil) }
+}
+
 // watchPages ends the VM when it can have no more of its memory: without that it
 // would wait for ever.
 func (in *instance) watchPages() error {

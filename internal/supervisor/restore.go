@@ -109,6 +109,8 @@ func (in *instance) restore(ctx context.Context) error {
 
 // load has the VMM load the snapshot.
 func (in *instance) load(ctx context.Context, r vmm.Restorer, from vmm.RestoreFrom) error {
+	ctx, cancel := in.withPages(ctx)
+	defer cancel()
 	err := in.launch(ctx, func(ctx context.Context, cfg vmm.Config) (vmm.Machine, error) {
 		if cfg.Net != nil {
 			n := *cfg.Net

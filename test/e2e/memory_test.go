@@ -1,0 +1,80 @@
+package e2e
+
+import (
+	"encoding/json"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// served is what `fcvm memory-server stats` says.
+type served struct {
+	PID        int `json:"pid"`
+	WorkingSet int `json:"working_set_pages"`
+	VMs        []struct {
+		VM     string `json:"vm"`
+		Faults int    `json:"faults"`
+		Pushed int    `json:"pushed_pages"`
+	} `json:"vms"`
+}
+
+func servedBy(t *testing.T, snapshot string) served {
+	t.Helper()
+	r := fcvm(t, "memory-server", "stats", "--format", "json", snapshot)
+	var s served
+	if err := json.Unmarshal([]byte(r.stdout), &s); r.code != 0 || err != nil {
+		t.Fatalf("exit code %d, %v; stderr:\n%s", r.code, err, r.stderr)
+	}
+	return s
+}
+
+// Clones can take their memory from a server: the first one's start is
+// recorded, the next one has its pages ahead. When the server is killed, they
+// cannot go on, and say why.
+func TestClonesFromAMemoryServer(t *testing.T) {
+	detach(t, []string{"--name", "original", "--wait-ready", "log=^up"}, "busybox", "sh", "-c", counts)
+	snapshotOf(t, "original", "warm")
+	if env.driver != "firecracker" {
+		fcvm(t, "memory-server", "warm").wantError(t, 125, "takes its memory from a file only")
+		fcvm(t, "clone", "-d", "--snapshot", "warm", "--memory", "server").wantError(t, 125, "--memory file")
+		t.Skip("the rest needs Firecracker")
+	}
+	fcvm(t, "clone", "-d", "--snapshot", "warm", "--memory", "server").wantError(t, 125, "none runs for snapshot warm", "fcvm memory-server -d warm")
+	r := fcvm(t, "memory-server", "-d", "--keep", "warm")
+	if r.code != 0 || !strings.HasSuffix(r.stdout, ".sock\n") {
+		t.Fatalf("exit code %d, stdout %q; stderr:\n%s", r.code, r.stdout, r.stderr)
+	}
+	server := servedBy(t, "warm").PID
+	t.Cleanup(func() { _ = syscall.Kill(server, syscall.SIGKILL) })
+	fcvm(t, "snapshot", "rm", "warm").wantError(t, 125, "in use")
+
+	for i, name := range []string{"first", "second"} {
+		clone(t, "--snapshot", "warm", "--memory", "server", "--name", name, "--rm=false")
+		if n := countOf(t, name); n == 0 {
+			t.Errorf("%s does not count", name)
+		}
+		st := servedBy(t, "warm")
+		if st.WorkingSet == 0 || len(st.VMs) != i+1 || (st.VMs[i].Pushed > 0) != (i > 0) {
+			t.Errorf("%s: %+v", name, st)
+		}
+		t.Logf("%+v", st)
+	}
+
+	if err := syscall.Kill(server, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	killed := time.Now()
+	for _, name := range []string{"first", "second"} {
+		fcvm(t, "wait", name)
+		t.Logf("%s has ended %s after its server", name, time.Since(killed).Round(time.Millisecond))
+		r := fcvm(t, "inspect", "--format", "{{.Reason}}", name)
+		if !strings.Contains(r.stdout, "memory server is gone") {
+			t.Errorf("%s says %s%s", name, r.stdout, r.stderr)
+		}
+	}
+	if n, err := strconv.Atoi(inVM(t, "original", "cat", "/count")); err != nil || n == 0 {
+		t.Errorf("the original counts %d, %v", n, err)
+	}
+}
