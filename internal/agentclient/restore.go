@@ -24,10 +24,11 @@ const (
 	// restorePause is how long Restore sleeps after a connection that was lost.
 	restorePause = 2 * time.Millisecond
 
-	// restorePatience is how long it waits for the first answer, and twice as
-	// long for each one after it. A guest that learns of its new host while it
-	// has a request drops that without a word.
-	restorePatience = time.Second
+	// restorePatience is how long it waits for an answer at first, and twice as
+	// long after each one that did not come. A guest that learns of its new host
+	// while it has a request drops that without a word.
+	restorePatience    = time.Second
+	maxRestorePatience = time.Minute
 )
 
 // ErrClock: the guest's clock could not be set.
@@ -77,11 +78,15 @@ type restoration struct {
 
 // restoreOnce asks until there is an answer.
 func (c *Client) restoreOnce(ctx context.Context, req *agentapi.RestoreRequest, way time.Duration) (restoration, error) {
-	for patience := restorePatience; ; patience = min(2*patience, time.Minute) {
+	patience := restorePatience
+	for {
 		r, err := c.tryRestore(ctx, patience, req, way)
 		var refused *agentapi.Error
 		if err == nil || errors.Is(err, ErrAgent) || errors.As(err, &refused) {
 			return r, err
+		}
+		if errors.Is(err, context.DeadlineExceeded) {
+			patience = min(2*patience, maxRestorePatience) // it may just be slow
 		}
 		select {
 		case <-ctx.Done():

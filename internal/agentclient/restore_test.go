@@ -130,16 +130,17 @@ func TestRestoreTriesAgain(t *testing.T) {
 	t.Parallel()
 	g := new(restorable)
 	healthy := serveGuest(t, g)
+	const refused = 20
 	var dials atomic.Int32
 	c := New(func(ctx context.Context) (net.Conn, error) {
-		switch dials.Add(1) {
-		case 1:
+		switch n := dials.Add(1); {
+		case n <= refused:
 			return nil, io.EOF
-		case 2: // a connection that is closed when the request has come
+		case n == refused+1: // a connection that is closed when the request has come
 			ours, theirs := net.Pipe()
 			go func() { readRequest(theirs); _ = theirs.Close() }()
 			return ours, nil
-		case 3: // one that nobody knows any more
+		case n == refused+2: // one that nobody knows any more
 			ours, theirs := net.Pipe()
 			go func() { _, _ = io.Copy(io.Discard, theirs) }()
 			return ours, nil
@@ -147,11 +148,15 @@ func TestRestoreTriesAgain(t *testing.T) {
 		return healthy.dial(ctx)
 	})
 	defer c.Close()
+	start := time.Now()
 	if r, err := c.Restore(t.Context(), request()); err != nil || r.Reset != 3 {
 		t.Errorf("%+v, %v", r, err)
 	}
-	if n := dials.Load(); n != 4 {
+	if n := dials.Load(); n != refused+3 {
 		t.Errorf("%d dials", n)
+	}
+	if took := time.Since(start); took > patience { // many that failed at once do not make it patient
+		t.Errorf("it took %s", took)
 	}
 }
 
