@@ -96,7 +96,7 @@ func (g *guest) serve(ctx context.Context) error {
 				g.short = time.Now()
 			}
 			if time.Since(g.short) > memoryWait {
-				return fmt.Errorf("the host has no memory for a page: %w", err)
+				return fmt.Errorf("there is no memory for a page, on the host or below the VM's limit: %w", err)
 			}
 			wait = 10 * time.Millisecond
 		case errors.Is(err, uffd.ErrGone):

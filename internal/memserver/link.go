@@ -43,8 +43,9 @@ type answer struct {
 
 // link is a supervisor that watches.
 type link struct {
-	vm  string
-	pid int // of the VMM; 0: not yet known. Guarded by the server's mutex.
+	vm     string
+	opened time.Time
+	pid    int // of the VMM; 0: not yet known. Guarded by the server's mutex.
 
 	mu   sync.Mutex // one line at a time
 	conn *net.UnixConn
@@ -66,7 +67,7 @@ func (l *link) send(a answer) error {
 func (s *Server) control(ctx context.Context, c *net.UnixConn, first []byte) {
 	lines := bufio.NewScanner(io.MultiReader(bytes.NewReader(first), c))
 	lines.Buffer(make([]byte, maxLine), maxLine)
-	l := &link{conn: c}
+	l := &link{conn: c, opened: time.Now()}
 	var q request
 	if !lines.Scan() || json.Unmarshal(lines.Bytes(), &q) != nil {
 		_ = l.send(answer{Error: "it is no request"})
@@ -115,13 +116,14 @@ func (s *Server) serveLink(ctx context.Context, l *link, lines *bufio.Scanner) {
 	}
 }
 
-// attach notes which VM is the supervisor's. It may have ended already.
+// attach notes which VM is the supervisor's. It may have ended already, but
+// not before the supervisor was there: that was another with the same number.
 func (s *Server) attach(l *link, pid int) {
 	s.mu.Lock()
 	l.pid = pid
 	reason := ""
 	for _, v := range s.ended {
-		if v.PID == pid {
+		if v.PID == pid && v.Ended.After(l.opened) {
 			reason = v.Reason
 		}
 	}

@@ -302,19 +302,26 @@ func TestServerIsStopped(t *testing.T) {
 	s.wait()
 }
 
-// A supervisor that attaches late hears what has happened before.
+// A supervisor that attaches late hears what has happened since it came, and
+// nothing of a VM before that.
 func TestLateSupervisor(t *testing.T) {
 	o := options(t, 100)
 	o.Keep = true
 	s := serve(t, o)
+	l := s.link("late")
 	v := startVMM(t, vmmSettings{Socket: o.Socket, Memory: o.Memory, Lie: `[]`, Early: true})
 	until(t, "it is ended", func() bool { return len(s.Stats().Ended) == 1 })
-	l := s.link("late")
-	if err := l.Attach(v.pid()); err != nil {
+	later := s.link("later")
+	if err := errors.Join(later.Attach(v.pid()), l.Attach(v.pid())); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := endOf(t, l); !errors.Is(err, ErrEnded) || !strings.Contains(err.Error(), "regions") {
 		t.Errorf("it hears: %v", err)
+	}
+	select {
+	case <-later.Done():
+		t.Errorf("who came later hears: %v", later.Err())
+	case <-time.After(100 * time.Millisecond):
 	}
 }
 
