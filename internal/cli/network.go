@@ -53,8 +53,10 @@ func (o *networkOptions) spec(lookup func(string) (string, bool)) (vm.NetworkSpe
 	switch {
 	case len(o.publish) > 0 && o.backend == "none":
 		return s, fmt.Errorf("%w: --publish: a VM with --network none has no ports to publish", vm.ErrInvalid)
-	case o.mode == vm.ModeRootless && o.backend == "bridge":
-		return s, fmt.Errorf("%w: --mode rootless and --network bridge rule each other out: the bridge needs root", vm.ErrInvalid)
+	case o.mode == vm.ModeRootless && (o.backend == "bridge" || o.ip != "" || o.subnet != ""):
+		return s, fmt.Errorf("%w: --mode rootless rules --network bridge out, and so --ip and --subnet: the bridge needs root", vm.ErrInvalid)
+	case o.subnet != "" && o.backend != "auto" && o.backend != "bridge":
+		return s, fmt.Errorf("%w: --subnet: it is of --network bridge alone", vm.ErrInvalid)
 	case o.ip != "" && o.backend != "auto" && o.backend != "bridge":
 		return s, fmt.Errorf("%w: --ip: only --network bridge gives VMs addresses of their own", vm.ErrInvalid)
 	}
@@ -66,6 +68,9 @@ func (o *networkOptions) spec(lookup func(string) (string, bool)) (vm.NetworkSpe
 	}
 	if _, err := bridge.ParseSubnet(s.Subnet); err != nil {
 		return s, fmt.Errorf("%w: --subnet: %w", vm.ErrInvalid, err)
+	}
+	if o.subnet != "" {
+		s.Backend = "bridge" // which else could be meant
 	}
 	for _, a := range append(append([]string{}, o.dns...), o.ipList()...) {
 		if ip, err := netip.ParseAddr(a); err != nil || ip.Zone() != "" {

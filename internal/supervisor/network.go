@@ -61,7 +61,7 @@ func chooseNetwork(backends []network.Backend, spec vm.NetworkSpec) (network.Bac
 		b := backends[i]
 		err := b.Available()
 		if err != nil {
-			refused = append(refused, err.Error())
+			refused = append(refused, strings.TrimPrefix(err.Error(), network.ErrUnavailable.Error()+": "))
 			continue
 		}
 		if blocks, ok := b.(blocker); ok {

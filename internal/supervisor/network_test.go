@@ -53,6 +53,9 @@ func TestChooseNetwork(t *testing.T) {
 			if err != nil {
 				why = err.Error()
 			}
+			if strings.Count(why, network.ErrUnavailable.Error()) > 1 {
+				t.Errorf("it is said twice: %s", why)
+			}
 			if got != tt.want || (err == nil) != (tt.want != "") || !strings.Contains(why, tt.why) {
 				t.Errorf("got %q, %q, %v; want %q with %q", got, why, err, tt.want, tt.why)
 			}

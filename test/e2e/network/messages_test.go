@@ -76,6 +76,9 @@ func TestMessages(t *testing.T) {
 		{"fixed address in use", root, "--network bridge --ip 10.201.0.1", "10.201.0.1|the host has it"},
 		{"fixed address elsewhere", root, "--network bridge --ip 192.0.2.1", "192.0.2.1|10.201.0.0/16|fcvmbr0"},
 		{"fixed address, usernet", user, "--network usernet --ip 10.201.0.9", "--ip|--network bridge"},
+		{"subnet, usernet", user, "--network usernet --subnet 10.9.0.0/24", "--subnet|--network bridge"},
+		{"subnet as a user", user, "--subnet 10.9.0.0/24", "needs root|--network usernet"},
+		{"address, rootless", root, "--mode rootless --ip 10.201.0.9", "--ip|needs root"},
 		{"egress, slirp4netns", user, "--network slirp4netns --egress none", "--egress|slirp4netns|usernet or bridge"},
 		{"IPv6, slirp4netns", user, "--network slirp4netns -p [::1]:0:80", "IPv6|usernet or bridge"},
 	} {
@@ -93,6 +96,9 @@ func TestMessages(t *testing.T) {
 				if !strings.Contains(text, w) {
 					t.Errorf("no %q in: %s", w, text)
 				}
+			}
+			if strings.Count(text, "is not available") > 1 {
+				t.Errorf("it is said twice: %s", text)
 			}
 			if !strings.Contains(text, "exit status 125") || strings.Contains(text, "goroutine ") {
 				t.Errorf("another failure than fcvm's: %s", text)
