@@ -35,7 +35,7 @@ const kernelFormat = 1
 var (
 	bootModules = []string{
 		"virtio_pci", "virtio_mmio", "virtio_blk", "virtio_console", "virtio_net", "vmw_vsock_virtio_transport",
-		"ext4", "overlay", "virtio_rng", "af_packet",
+		"ext4", "overlay", "virtio_rng", "af_packet", "vmgenid",
 	}
 	extraModules = []string{
 		"fuse", "virtio_balloon", "tcp_diag", "tun", "loop", "bridge", "veth", "nf_tables", "nft_chain_nat", "nft_masq", "nft_ct",

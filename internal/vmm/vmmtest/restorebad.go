@@ -61,10 +61,11 @@ func (s *suite) testRestoreBad(t *testing.T) {
 		{"half the memory", func(t *testing.T, _ *vmm.Config, from *vmm.RestoreFrom) {
 			from.Memory = changed(t, from.Memory, func(b []byte) []byte { return b[:len(b)/2] })
 		}, vmm.ErrIncompatible},
+		{"another machine's CPUs", func(_ *testing.T, cfg *vmm.Config, _ *vmm.RestoreFrom) { cfg.CPUs++ }, vmm.ErrIncompatible},
 		{"another machine's memory", func(_ *testing.T, cfg *vmm.Config, _ *vmm.RestoreFrom) { cfg.MemoryMiB *= 2 }, vmm.ErrIncompatible},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			cfg, from := s.configFor(t, snap), vmm.RestoreFrom{State: snap.State, Memory: snap.Memory}
+			cfg, from := s.configFor(t, snap), snap.from()
 			c.change(t, &cfg, &from)
 			err := s.mustNotRestore(t, cfg, from)
 			if c.want != nil && !errors.Is(err, c.want) {
@@ -74,7 +75,7 @@ func (s *suite) testRestoreBad(t *testing.T) {
 		})
 	}
 	s.testRestoreUnsupported(t, snap)
-	s.restore(t, snap, s.configFor(t, snap)).check(t, 1)
+	s.restore(t, s.configFor(t, snap), snap.from()).check(t, 1)
 }
 
 func (s *suite) testRestoreUnsupported(t *testing.T, snap snapshot) {

@@ -95,16 +95,19 @@ func (s *suite) configFor(t *testing.T, snap snapshot) vmm.Config {
 	return cfg
 }
 
+// from is where the snapshot lies, for a machine that maps its memory.
+func (s snapshot) from() vmm.RestoreFrom { return vmm.RestoreFrom{State: s.State, Memory: s.Memory} }
+
 // restore starts a machine from a snapshot and waits for its agent.
-func (s *suite) restore(t *testing.T, snap snapshot, cfg vmm.Config) *running {
+func (s *suite) restore(t *testing.T, cfg vmm.Config, from vmm.RestoreFrom) *running {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), s.caps.BootTimeout)
 	defer cancel()
 	var phases []string
-	from := vmm.RestoreFrom{State: snap.State, Memory: snap.Memory, Phase: func(name string) func() {
+	from.Phase = func(name string) func() {
 		began := time.Now()
 		return func() { phases = append(phases, fmt.Sprintf("%s %s", name, ms(time.Since(began)))) }
-	}}
+	}
 	m, err := s.restorer(t).Restore(ctx, cfg, from)
 	if err != nil {
 		t.Fatalf("restore: %v\n%s", err, tails(cfg))
@@ -118,7 +121,7 @@ func (s *suite) restore(t *testing.T, snap snapshot, cfg vmm.Config) *running {
 	if _, err := r.agent.WaitAgent(ctx); err != nil {
 		t.Fatalf("wait for the agent: %v\n%s", err, tails(cfg))
 	}
-	t.Logf("restored: %s, resume %s, agent %s after that", strings.Join(phases, ", "), ms(resumed.Sub(began)), ms(time.Since(resumed)))
+	t.Logf("restored: %s, resume %s, agent %s after that; the host pays %d MiB", strings.Join(phases, ", "), ms(resumed.Sub(began)), ms(time.Since(resumed)), r.pssMiB(t))
 	return r
 }
 
@@ -197,7 +200,7 @@ func (s *suite) testSnapshot(t *testing.T) {
 	t.Run("Clones", func(t *testing.T) { // which run until the end of all
 		for i := range clones {
 			cfg := s.configFor(t, snap)
-			all[i] = s.restore(t, snap, cfg)
+			all[i] = s.restore(t, cfg, snap.from())
 			all[i].check(t, saved)
 			if n := all[i].ticks(t); n < ticks {
 				t.Errorf("the clone counted to %d, its original to %d before", n, ticks)
@@ -210,7 +213,7 @@ func (s *suite) testSnapshot(t *testing.T) {
 	})
 	original.check(t, changed)
 	// What the clones have written is not in what they were started from.
-	s.restore(t, snap, s.configFor(t, snap)).check(t, saved)
+	s.restore(t, s.configFor(t, snap), snap.from()).check(t, saved)
 }
 
 // checkHoles looks at what a file of a guest takes up that has used little.
@@ -231,14 +234,16 @@ func checkHoles(t *testing.T, path string, mib int) {
 }
 
 // testSnapshotAgain saves a machine that was restored itself, three
-// generations down. Each has something of every one before it.
+// generations down, which do and do not track what they write.
 func (s *suite) testSnapshotAgain(t *testing.T) {
 	r := s.boot(t, s.config(t))
 	r.write(t, 1)
 	for generation := uint64(2); generation <= 4; generation++ {
 		snap := r.snapshot(t)
 		r.close(t)
-		r = s.restore(t, snap, s.configFor(t, snap))
+		from := snap.from()
+		from.TrackDirty = generation%2 == 0
+		r = s.restore(t, s.configFor(t, snap), from)
 		// Nobody needs the parent's files but to map them.
 		r.check(t, generation-1)
 		r.write(t, generation)
@@ -246,8 +251,8 @@ func (s *suite) testSnapshotAgain(t *testing.T) {
 	}
 	// And once more without a change, right away.
 	snap := r.snapshot(t)
-	again := s.restore(t, snap, s.configFor(t, snap)).snapshot(t)
-	s.restore(t, again, s.configFor(t, again)).check(t, 4)
+	again := s.restore(t, s.configFor(t, snap), snap.from()).snapshot(t)
+	s.restore(t, s.configFor(t, again), again.from()).check(t, 4)
 }
 
 // testRestoreMany starts one machine after the other from a snapshot: whether
@@ -259,7 +264,7 @@ func (s *suite) testRestoreMany(t *testing.T) {
 	snap := r.snapshot(t)
 	for range times {
 		began := time.Now()
-		c := s.restore(t, snap, s.configFor(t, snap))
+		c := s.restore(t, s.configFor(t, snap), snap.from())
 		t.Logf("answers after %s", ms(time.Since(began)))
 		c.close(t)
 	}

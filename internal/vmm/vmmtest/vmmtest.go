@@ -33,6 +33,7 @@ func Run(t *testing.T, driver vmm.Driver, guest Guest) {
 		{"SnapshotAgain", s.testSnapshotAgain},
 		{"RestoreMany", s.testRestoreMany},
 		{"RestoreBad", s.testRestoreBad},
+		{"PageServer", s.testPageServer},
 		{"SnapshotKilled", s.testSnapshotKilled},
 		{"Socket", s.testSocketNetwork},
 		{"Metadata", s.testMetadata},
