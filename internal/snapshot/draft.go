@@ -166,7 +166,7 @@ func seal(ctx context.Context, path string, sync bool) (File, error) {
 		return File{}, err
 	}
 	defer func() { _ = f.Close() }()
-	err = f.Chmod(0o400)
+	err = f.Chmod(modeOf(path))
 	if err == nil && sync {
 		err = f.Sync()
 	}
@@ -179,6 +179,16 @@ func seal(ctx context.Context, path string, sync bool) (File, error) {
 	}
 	stamp, size, err := stampOf(path)
 	return File{Size: size, Digest: digest, Stamp: stamp}, err
+}
+
+// modeOf is that of a file of a snapshot, none of which ever changes. QEMU before
+// 8.2 opens memory for writing all the same, though it does not write: as an
+// ordinary user it could not open what its owner may only read.
+func modeOf(path string) os.FileMode {
+	if filepath.Base(path) == MemoryName {
+		return 0o600
+	}
+	return 0o400
 }
 
 func syncDir(dir string) error {
