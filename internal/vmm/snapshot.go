@@ -41,6 +41,8 @@ type RestoreFrom struct {
 	State string
 	// Memory is mapped privately: pages that are not written are shared with
 	// all that map the same file. Exactly one of Memory and PageServer is set.
+	// The user that the VMM runs as must be allowed to write it, which nobody
+	// does: QEMU before 8.2 opens it for that.
 	Memory string
 	// PageServer is the Unix socket of a server that fills the guest's memory
 	// on demand by userfaultfd. Only for drivers whose Capabilities say so.

@@ -1,9 +1,11 @@
 package firecracker
 
 import (
+	"context"
 	"os"
 	"testing"
 
+	"github.com/fcvm/fcvm/internal/memserver"
 	"github.com/fcvm/fcvm/internal/vmm/kvm"
 	"github.com/fcvm/fcvm/internal/vmm/vmmtest"
 )
@@ -16,5 +18,15 @@ func TestConformance(t *testing.T) {
 	if !d.kvm.RunsGuest {
 		t.Skip("Firecracker needs KVM (try the lab): " + d.kvm.Reason)
 	}
-	vmmtest.Run(t, d, vmmtest.FindGuest(t))
+	vmmtest.Run(t, d, vmmtest.FindGuest(t), serveMemory)
+}
+
+func serveMemory(t *testing.T, socket, memory string) func(context.Context) error {
+	t.Helper()
+	s, err := memserver.Open(memserver.Options{Snapshot: "test", Socket: socket, Memory: memory, Keep: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { t.Logf("memory server: %+v", s.Stats().Ended) })
+	return s.Serve
 }

@@ -14,5 +14,5 @@ func TestConformance(t *testing.T) {
 	if d.program == "" {
 		t.Skip("QEMU is not installed")
 	}
-	vmmtest.Run(t, d, vmmtest.FindGuest(t))
+	vmmtest.Run(t, d, vmmtest.FindGuest(t), nil)
 }

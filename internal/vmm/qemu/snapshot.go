@@ -11,7 +11,10 @@ import (
 	"github.com/fcvm/fcvm/internal/vmm/memimage"
 )
 
-var errRunning = errors.New("a machine is saved while it is paused, and this one is not")
+var (
+	errRunning  = errors.New("a machine is saved while it is paused, and this one is not")
+	errNotSaved = errors.New("this is no snapshot of the machine that is to be finished")
+)
 
 // Snapshot implements vmm.Snapshotter.
 //
@@ -91,9 +94,12 @@ func closeOrRemove(f *os.File, path string, err error) error {
 // FinishSnapshot implements vmm.Snapshotter.
 func (m *machine) FinishSnapshot(ctx context.Context, to vmm.SnapshotFiles) (err error) {
 	m.mu.Lock()
-	saved := m.saved[to.Memory]
+	saved, ok := m.saved[to.Memory]
 	delete(m.saved, to.Memory)
 	m.mu.Unlock()
+	if !ok { // and nobody knows what is missing in the file, if there is one
+		return fmt.Errorf("%w: %s", errNotSaved, to.Memory)
+	}
 	defer func() {
 		if err != nil {
 			_ = os.Remove(to.State)

@@ -5,9 +5,12 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/fcvm/fcvm/internal/memserver"
 	"github.com/fcvm/fcvm/internal/vmm"
 )
+
+// PageServer serves the memory in a file on a socket, until ctx ends. It is not
+// made here, as its own tests are made with this package.
+type PageServer func(t *testing.T, socket, memory string) (serve func(context.Context) error)
 
 // testPageServer restores machines whose memory comes from a server, page by
 // page, and saves one of them.
@@ -15,18 +18,18 @@ func (s *suite) testPageServer(t *testing.T) {
 	if !s.caps.PageServer {
 		t.Skip("this driver takes no memory from a server")
 	}
+	if s.pages == nil {
+		t.Fatal("this driver's test brings no memory server")
+	}
 	r := s.boot(t, s.config(t))
 	r.write(t, 1)
 	snap := r.snapshot(t)
 	r.close(t)
 	socket := filepath.Join(t.TempDir(), "server")
-	server, err := memserver.Open(memserver.Options{Snapshot: "test", Socket: socket, Memory: snap.Memory, Keep: true, Log: func(line string) { t.Log(line) }})
-	if err != nil {
-		t.Fatal(err)
-	}
+	serve := s.pages(t, socket, snap.Memory)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- server.Serve(ctx) }()
+	go func() { ended <- serve(ctx) }()
 	defer func() {
 		cancel()
 		if err := <-ended; err != nil {
@@ -42,7 +45,4 @@ func (s *suite) testPageServer(t *testing.T) {
 		again := first.snapshot(t)
 		s.restore(t, s.configFor(t, again), again.from()).check(t, 2)
 	})
-	if st := server.Stats(); len(st.Ended) != 2 {
-		t.Errorf("the server knows of %d VMs, not 2", len(st.Ended))
-	}
 }

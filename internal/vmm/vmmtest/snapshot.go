@@ -213,7 +213,12 @@ func (s *suite) testSnapshot(t *testing.T) {
 	})
 	original.check(t, changed)
 	// What the clones have written is not in what they were started from.
-	s.restore(t, s.configFor(t, snap), snap.from()).check(t, saved)
+	last := s.restore(t, s.configFor(t, snap), snap.from())
+	last.check(t, saved)
+	t.Run("Clock", last.testClock)
+	t.Run("Data", last.testData)
+	t.Run("Pause", last.testPause)
+	t.Run("PowerOff", last.testPowerOff)
 }
 
 // checkHoles looks at what a file of a guest takes up that has used little.

@@ -9,9 +9,10 @@ import (
 	"github.com/fcvm/fcvm/internal/vmm"
 )
 
-// Run tries a driver. The machines boot guest; see FindGuest.
-func Run(t *testing.T, driver vmm.Driver, guest Guest) {
-	s := &suite{driver: driver, guest: guest, caps: driver.Capabilities()}
+// Run tries a driver. The machines boot guest; see FindGuest. pages is for
+// drivers that take memory from a server; nil: this one does not.
+func Run(t *testing.T, driver vmm.Driver, guest Guest, pages PageServer) {
+	s := &suite{driver: driver, guest: guest, caps: driver.Capabilities(), pages: pages}
 	a := driver.Probe(t.Context())
 	t.Logf("%s %s (%s): %s", driver.Name(), a.Version, a.Features, a.Reason)
 	if !a.Usable {
@@ -51,4 +52,5 @@ type suite struct {
 	driver vmm.Driver
 	guest  Guest
 	caps   vmm.Capabilities
+	pages  PageServer
 }
