@@ -1,0 +1,415 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/fcvm/fcvm/internal/agentclient"
+	"github.com/fcvm/fcvm/internal/paths"
+	"github.com/fcvm/fcvm/internal/proc"
+	"github.com/fcvm/fcvm/internal/rootfs"
+	"github.com/fcvm/fcvm/internal/snapshot"
+	"github.com/fcvm/fcvm/internal/usage"
+	"github.com/fcvm/fcvm/internal/vmm"
+	"github.com/fcvm/fcvm/internal/vmm/firecracker"
+	"github.com/fcvm/fcvm/internal/vmm/kvm"
+	"github.com/fcvm/fcvm/internal/vmm/qemu"
+)
+
+// benchSnapshot takes a snapshot of a container that has nothing to do, and
+// returns it, held. The VM is gone when it returns.
+func benchSnapshot(b *testing.B, name, image string, flags []string, cmd ...string) *snapshot.Snapshot {
+	b.Helper()
+	vm := name + "-vm"
+	flags = append([]string{"-d", "--name", vm, "--save-snapshot", name}, flags...)
+	must(b, runArgs(b, flags, image, cmd...)...)
+	must(b, "rm", "-f", vm)
+	b.Cleanup(func() { must(b, "snapshot", "rm", "-f", name) })
+	s := snapshot.New(paths.Layout{Data: env.data}.Snapshots())
+	e, err := s.Find(name)
+	if err != nil {
+		b.Fatal(err)
+	}
+	snap, err := s.Hold(e.Manifest.ID)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(snap.Release)
+	return snap
+}
+
+// must runs a command that has to work, and returns what it wrote to stdout.
+func must(b testing.TB, args ...string) string {
+	b.Helper()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(b.Context()), runTimeout)
+	defer cancel()
+	out, err := command(ctx, args...).Output()
+	if err != nil {
+		b.Fatalf("fcvm %q: %v", args, withStderr(err))
+	}
+	return string(out)
+}
+
+// BenchmarkClone measures the time from the clone command to a clone that has
+// answered, beside the same files loaded by the VMM alone, to the agent's first
+// answer: no record, network, limits, nor anything that makes the clone a machine
+// of its own. The two take turns; the ratio is that of the medians.
+func BenchmarkClone(b *testing.B) {
+	snap := benchSnapshot(b, "bench", "busybox", []string{"--network", "none"}, "sleep", "inf")
+	var ours, bare []time.Duration
+	phases := map[string][]time.Duration{}
+	for b.Loop() {
+		bare = append(bare, bareClone(b, snap))
+		began := time.Now()
+		id := strings.TrimSpace(must(b, "clone", "-d", "--snapshot", "bench"))
+		ours = append(ours, time.Since(began))
+		for name, took := range phasesOf(b, id) {
+			phases[name] = append(phases[name], took)
+		}
+		must(b, "rm", "-f", id)
+	}
+	f, a := median(ours), median(bare)
+	b.ReportMetric(f.Seconds()*1e3, "fcvm-ms")
+	b.ReportMetric(a.Seconds()*1e3, "bare-ms")
+	b.ReportMetric(f.Seconds()/a.Seconds(), "ratio")
+	for name, took := range phases {
+		b.ReportMetric(median(took).Seconds()*1e3, name+"-ms")
+	}
+	b.ReportMetric(0, "ns/op") // of both together: it says nothing
+}
+
+// phasesOf is how long each phase of a VM's start took.
+func phasesOf(b *testing.B, vm string) map[string]time.Duration {
+	b.Helper()
+	phases := map[string]time.Duration{}
+	out := must(b, "inspect", "--format", `{{range .Phases}}{{.Name}} {{printf "%d" .Duration}}{{"\n"}}{{end}}`, vm)
+	for line := range strings.Lines(out) {
+		f := strings.Fields(line)
+		if len(f) != 2 {
+			continue
+		}
+		ns, err := strconv.ParseInt(f[1], 10, 64)
+		if err != nil {
+			b.Fatal(err)
+		}
+		phases[f[0]] = time.Duration(ns)
+	}
+	return phases
+}
+
+// bareClone spawns a VMM, loads the snapshot, resumes the guest and waits for
+// its agent.
+func bareClone(b *testing.B, snap *snapshot.Snapshot) time.Duration {
+	b.Helper()
+	ctx, cancel := context.WithTimeout(b.Context(), runTimeout)
+	defer cancel()
+	cfg := bareConfig(b, snap)
+	defer func() { _, _ = cfg.Console.Close(), cfg.VMMLog.Close() }()
+	began := time.Now()
+	m, err := restorer().Restore(ctx, cfg, vmm.RestoreFrom{State: snap.State(), Memory: snap.Memory()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = m.Close() }()
+	if err := m.Resume(ctx); err != nil {
+		b.Fatal(err)
+	}
+	c := agentclient.New(m.Dial)
+	defer c.Close()
+	if _, err := c.WaitAgent(ctx); err != nil {
+		b.Fatal(err)
+	}
+	return time.Since(began)
+}
+
+// restorer is the driver under test.
+func restorer() vmm.Restorer {
+	if env.driver == "qemu" {
+		return qemu.New(os.Getenv("FCVM_QEMU"), kvm.Probe())
+	}
+	return firecracker.New(os.Getenv("FCVM_FIRECRACKER"), kvm.Probe())
+}
+
+// bareConfig lays the snapshot's files out as a VM's directory has them.
+func bareConfig(b *testing.B, snap *snapshot.Snapshot) vmm.Config {
+	b.Helper()
+	m := &snap.Manifest
+	dir := b.TempDir()
+	layout := paths.Layout{Data: env.data}
+	link := func(name, target string) {
+		if err := os.Symlink(target, filepath.Join(dir, name)); err != nil {
+			b.Fatal(err)
+		}
+	}
+	link(paths.KernelName, filepath.Join(layout.Kernels(), m.Needs.KernelID, "vmlinux"))
+	link(paths.RootName, filepath.Join(layout.Roots(), m.Needs.RootID, "rootfs.ext4"))
+	link(paths.ImageName, filepath.Join(layout.Images(), "disks", strings.TrimPrefix(m.Needs.ImageDigest, "sha256:"), "image.ext4"))
+	link(paths.InitrdName, snap.Path(paths.InitrdName))
+	scratch := filepath.Join(dir, paths.ScratchName)
+	if err := rootfs.CopySparse(b.Context(), scratch, snap.Path(paths.ScratchName)); err != nil {
+		b.Fatal(err)
+	}
+	log := func(name string) *os.File {
+		f, err := os.OpenFile(filepath.Join(dir, name), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+		if err != nil {
+			b.Fatal(err)
+		}
+		return f
+	}
+	cfg := vmm.Config{
+		Dir: dir, Kernel: paths.KernelName, Initrd: paths.InitrdName, CPUs: m.Needs.CPUs, MemoryMiB: m.Needs.MemoryMiB,
+		Console: log("console.log"), VMMLog: log("vmm.log"),
+	}
+	for _, d := range m.Disks {
+		cfg.Disks = append(cfg.Disks, vmm.Disk{ID: d.ID, Path: d.Name, ReadOnly: d.ReadOnly})
+	}
+	return cfg
+}
+
+// BenchmarkClonesAtOnce starts several clones with one command, and divides the
+// time by their number.
+func BenchmarkClonesAtOnce(b *testing.B) {
+	benchSnapshot(b, "bench", "busybox", []string{"--mem", "256"}, "sleep", "inf")
+	for _, n := range []int{1, 5, 10, 20} {
+		b.Run(strconv.Itoa(n), func(b *testing.B) {
+			var each []time.Duration
+			for b.Loop() {
+				began := time.Now()
+				ids := strings.Fields(must(b, "clone", "-d", "-n", strconv.Itoa(n), "--snapshot", "bench"))
+				each = append(each, time.Since(began)/time.Duration(n))
+				must(b, append([]string{"rm", "-f"}, ids...)...)
+			}
+			b.ReportMetric(median(each).Seconds()*1e3, "ms/clone")
+			b.ReportMetric(0, "ns/op") // with what cleans up
+		})
+	}
+}
+
+// pythonSite is a web application that has loaded what it needs.
+const pythonSite = `import http.server, json, sqlite3, decimal, email
+class H(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = json.dumps({"path": self.path, "sum": str(sum(map(decimal.Decimal, range(100))))}).encode()
+        self.send_response(200); self.send_header("Content-Length", str(len(body))); self.end_headers(); self.wfile.write(body)
+    def log_message(self, *a): pass
+http.server.ThreadingHTTPServer(("", 8000), H).serve_forever()
+`
+
+// service is one that is cloned when it is warm.
+type service struct {
+	name, image string
+	port        int
+	flags, cmd  []string
+	load        func(b *testing.B, vm string)               // before the snapshot is taken
+	answers     func(ctx context.Context, addr string) bool // the first answer
+}
+
+func services() []service {
+	return []service{
+		{name: "nginx", image: "nginx", port: 80, flags: []string{"--wait-ready", "http=http://localhost/"}, answers: answersHTTP},
+		{
+			name: "redis", image: "redis", port: 6379, flags: []string{"--wait-ready", "tcp=6379", "--mem", "768"},
+			load: func(b *testing.B, vm string) {
+				must(b, "exec", vm, "sh", "-c", `redis-cli debug populate 100000 key 512 >/dev/null && redis-cli set greeting hello`)
+			},
+			answers: func(ctx context.Context, addr string) bool { return answersRedis(ctx, addr, "greeting", "hello") },
+		},
+		{name: "python", image: "python3", port: 8000, cmd: []string{"python3", "-c", pythonSite}, flags: []string{"--wait-ready", "tcp=8000"}, answers: answersHTTP},
+	}
+}
+
+// BenchmarkCloneToAnswer clones a warm service ten times at once, and measures
+// from the command to the first answer of each: with the snapshot's file mapped,
+// and, where the VMM can, from a memory server without and with its working set
+// pushed ahead.
+func BenchmarkCloneToAnswer(b *testing.B) {
+	for _, s := range services() {
+		b.Run(s.name, func(b *testing.B) { benchService(b, s) })
+	}
+}
+
+func benchService(b *testing.B, s service) {
+	vm, name := s.name+"-vm", s.name+"-warm"
+	must(b, runArgs(b, slices.Concat([]string{"-d", "--name", vm, "-p", fmt.Sprint("0:", s.port)}, s.flags), s.image, s.cmd...)...)
+	if s.load != nil {
+		s.load(b, vm)
+	}
+	if !waitAnswer(b, s, vm) {
+		b.Fatal("the original does not answer")
+	}
+	must(b, "snapshot", "create", "--name", name, vm)
+	b.Cleanup(func() { must(b, "snapshot", "rm", "-f", name) })
+	must(b, "rm", "-f", vm)
+	ways := []string{"file"}
+	if env.driver == "firecracker" {
+		ways = append(ways, "server", "prefetch")
+	}
+	for _, way := range ways {
+		b.Run(way, func(b *testing.B) {
+			memory := "file"
+			if way != "file" {
+				memory = "server"
+				serveMemory(b, name, way == "prefetch")
+			}
+			var each []time.Duration
+			for b.Loop() {
+				each = append(each, cloneToAnswer(b, s, name, memory)...)
+			}
+			b.ReportMetric(median(each).Seconds()*1e3, "ms/answer")
+			b.ReportMetric(slices.Max(each).Seconds()*1e3, "max-ms")
+			b.ReportMetric(0, "ns/op") // with what cleans up
+		})
+	}
+}
+
+// serveMemory has a memory server run for the benchmark; with prefetch one that
+// knows the working set.
+func serveMemory(b *testing.B, name string, prefetch bool) {
+	b.Helper()
+	auto := "off"
+	if prefetch {
+		auto = "auto"
+	}
+	must(b, "memory-server", "-d", "--keep", "--prefetch", auto, name)
+	b.Cleanup(func() { must(b, "memory-server", "stop", name) })
+	if prefetch { // the first clone is the one that is recorded
+		id := strings.TrimSpace(must(b, "clone", "-d", "--memory", "server", "--snapshot", name))
+		must(b, "rm", "-f", id)
+	}
+}
+
+// cloneToAnswer starts ten clones and returns how long each took to answer.
+func cloneToAnswer(b *testing.B, s service, name, memory string) []time.Duration {
+	b.Helper()
+	const clones = 10
+	began := time.Now()
+	ids := strings.Fields(must(b, "clone", "-d", "-n", strconv.Itoa(clones), "-p", fmt.Sprint("0:", s.port), "--memory", memory, "--snapshot", name))
+	took := make([]time.Duration, len(ids))
+	var all sync.WaitGroup
+	for i, id := range ids {
+		all.Go(func() {
+			if !waitAnswer(b, s, id) {
+				b.Errorf("clone %s does not answer", id)
+			}
+			took[i] = time.Since(began)
+		})
+	}
+	all.Wait()
+	must(b, append([]string{"rm", "-f"}, ids...)...)
+	return took
+}
+
+func waitAnswer(b *testing.B, s service, vm string) bool {
+	_, port, _ := strings.Cut(strings.TrimSpace(must(b, "port", vm, strconv.Itoa(s.port))), ":")
+	ctx, cancel := context.WithTimeout(b.Context(), runTimeout)
+	defer cancel()
+	for ctx.Err() == nil {
+		if s.answers(ctx, "127.0.0.1:"+port) {
+			return true
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return false
+}
+
+func answersHTTP(ctx context.Context, addr string) bool {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/", nil)
+	if err != nil {
+		return false
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return false
+	}
+	_ = resp.Body.Close()
+	return resp.StatusCode == http.StatusOK
+}
+
+// BenchmarkCloneMemory measures what idle clones of a guest of 512 MiB take
+// together: the proportional set sizes of all of their processes, supervisors
+// too, with 10 and with 20 of them. The slope is what one more adds.
+func BenchmarkCloneMemory(b *testing.B) {
+	benchSnapshot(b, "bench", "nginx", []string{"--wait-ready", "http=http://localhost/"})
+	ways := []string{"file"}
+	if env.driver == "firecracker" {
+		ways = append(ways, "server")
+	}
+	for _, way := range ways {
+		b.Run(way, func(b *testing.B) {
+			if way == "server" {
+				serveMemory(b, "bench", false)
+			}
+			for b.Loop() {
+				m10, m20 := memoryOf(b, 10, way), memoryOf(b, 20, way)
+				slope := (m20 - m10) / 10
+				b.ReportMetric(m10, "MiB/10")
+				b.ReportMetric(m20, "MiB/20")
+				b.ReportMetric(slope, "MiB/clone")
+				b.ReportMetric(m10-10*slope, "MiB+")
+			}
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
+
+// memoryOf starts n clones, lets them come to rest and returns what all of their
+// processes take, MiB.
+func memoryOf(b *testing.B, n int, memory string) float64 {
+	b.Helper()
+	const rest = 10 * time.Second
+	ids := strings.Fields(must(b, "clone", "-d", "-n", strconv.Itoa(n), "--memory", memory, "--snapshot", "bench"))
+	defer must(b, append([]string{"rm", "-f"}, ids...)...)
+	time.Sleep(rest)
+	host, err := usage.Look()
+	if err != nil {
+		b.Fatal(err)
+	}
+	var total int64
+	for _, id := range ids {
+		pid, err := strconv.Atoi(strings.TrimSpace(must(b, "inspect", "--format", "{{.Supervisor.PID}}", id)))
+		if err != nil {
+			b.Fatal(err)
+		}
+		start, err := proc.StartTime(pid)
+		if err != nil {
+			b.Fatal(err)
+		}
+		u, err := host.Of(pid, start)
+		if err != nil || u.Memory == nil {
+			b.Fatalf("memory of %s: %+v, %v", id, u, err)
+		}
+		total += *u.Memory
+	}
+	return float64(total) / (1 << 20)
+}
+
+// BenchmarkWarmRun measures a run of an image that has run before, beside one
+// that boots. The two take turns; the ratio is that of the medians.
+func BenchmarkWarmRun(b *testing.B) {
+	run := func(flags ...string) time.Duration {
+		ctx, cancel := context.WithTimeout(b.Context(), runTimeout)
+		defer cancel()
+		args := slices.Concat([]string{"run", "--vmm", env.driver}, flags, []string{imageRef(b), "echo", firstOutput})
+		return timeToOutput(b, command(ctx, args...))
+	}
+	run() // leaves the guest for the next ones
+	var warm, cold []time.Duration
+	for b.Loop() {
+		cold = append(cold, run("--no-cache"))
+		warm = append(warm, run())
+	}
+	w, c := median(warm), median(cold)
+	b.ReportMetric(w.Seconds(), "warm-s")
+	b.ReportMetric(c.Seconds(), "cold-s")
+	b.ReportMetric(w.Seconds()/c.Seconds(), "warm/cold")
+	b.ReportMetric(0, "ns/op") // of both together: it says nothing
+}
