@@ -34,6 +34,7 @@ type runOptions struct {
 	cpus      int
 	memory    int // MiB
 	balloon   int // MiB
+	hugePages bool
 	noCache   bool
 	save      string // name of a snapshot
 	onRestore []string
@@ -142,6 +143,7 @@ func (o *runOptions) register(cmd *cobra.Command) {
 	o.memory = defaultMemoryMiB
 	f.IntVar(&o.cpus, "cpu", defaultCPUs, "`NUMBER` of virtual CPUs")
 	f.Var(memory{&o.memory}, "mem", "memory of the VM: a number of MiB, or 512m, 2g")
+	f.BoolVar(&o.hugePages, "hugepages", false, "back the memory by the host's huge pages, which it must have in reserve (vm.nr_hugepages)")
 	f.Var(memory{&o.balloon}, "balloon", "take `SIZE` of it back from the guest once it is up; see fcvm update")
 	complete(cmd, "balloon", cobra.NoFileCompletions)
 	f.Var(rate{&o.ioRate}, "io-max", "read and write at most so much of the host's disk a second: `SIZE`, as 50m; 0 for no limit")

@@ -43,7 +43,7 @@ func (o *runOptions) spec(lookup func(string) (string, bool)) (vm.Spec, error) {
 	}
 	s := vm.Spec{
 		Restart: restart, Gate: gate, Health: health, OnRestore: o.onRestore,
-		Image: o.image, Driver: o.driver, CPUs: o.cpus, MemoryMiB: o.memory, BalloonMiB: o.balloon, Init: o.init, Labels: labels,
+		Image: o.image, Driver: o.driver, CPUs: o.cpus, MemoryMiB: o.memory, HugePages: o.hugePages, BalloonMiB: o.balloon, Init: o.init, Labels: labels,
 		Logs: o.logs, LogMiB: o.logSize, Remove: o.remove, BootTimeout: o.bootTimeout, IORate: o.ioRate,
 		Network: network,
 		Container: vm.ContainerSpec{

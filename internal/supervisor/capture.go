@@ -169,7 +169,7 @@ func (in *instance) manifest(o captureOptions) snapshot.Manifest {
 // needs is what this VM runs with, as a snapshot of it would need it again.
 func (in *instance) needs() snapshot.Needs {
 	n := in.host()
-	n.CPUs, n.MemoryMiB = in.Spec.CPUs, in.Spec.MemoryMiB
+	n.CPUs, n.MemoryMiB, n.HugePages = in.Spec.CPUs, in.Spec.MemoryMiB, in.Spec.HugePages
 	n.KernelID, n.RootID = in.artifacts.KernelID, in.artifacts.RootID
 	n.Image, n.ImageDigest = in.Spec.Image, in.image.Digest
 	return n

@@ -94,7 +94,7 @@ func (in *instance) machineConfig() (cfg vmm.Config, closeLogs func(), err error
 	}
 	cfg = vmm.Config{
 		Dir: string(dir), Kernel: paths.KernelName, Initrd: paths.InitrdName, Cmdline: in.cmdline(),
-		CPUs: in.Spec.CPUs, MemoryMiB: in.Spec.MemoryMiB,
+		CPUs: in.Spec.CPUs, MemoryMiB: in.Spec.MemoryMiB, HugePages: in.Spec.HugePages,
 		Disks: in.disks(),
 		Net:   in.net.Net(), Launcher: in.launcher(),
 		Console: logs[0], VMMLog: logs[1],

@@ -44,11 +44,15 @@ func (in *instance) restoreFrom(ctx context.Context) (vmm.RestoreFrom, error) {
 // openPages opens the link to the snapshot's memory server, and returns its
 // socket; empty: the file is to be mapped.
 func (in *instance) openPages(ctx context.Context) (string, error) {
+	title := in.from.Manifest.Title()
+	huge := in.from.Manifest.Needs.HugePages
 	if in.Clone == nil || in.Clone.Memory == MemoryFile {
+		if huge {
+			return "", fmt.Errorf("%w: --memory file: a guest on huge pages cannot map snapshot %s; use --memory server", vm.ErrInvalid, title)
+		}
 		return "", nil
 	}
-	asked := in.Clone.Memory == MemoryServer
-	title := in.from.Manifest.Title()
+	asked := huge || in.Clone.Memory == MemoryServer
 	if !in.driver.Capabilities().PageServer {
 		if asked {
 			return "", fmt.Errorf("%w: --memory server with %s: it maps the snapshot's file (--memory file)", vmm.ErrUnsupported, in.driver.Name())

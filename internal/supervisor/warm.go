@@ -54,7 +54,8 @@ func (in *instance) findWarm(ctx context.Context) error {
 // for all runs of its shape, and can be kept.
 func (in *instance) warmable() bool {
 	_, restores := in.driver.(vmm.Restorer)
-	return !in.NoCache && restores && !in.diskInMemory()
+	// A guest on huge pages is given its memory by a server alone.
+	return !in.NoCache && restores && !in.Spec.HugePages && !in.diskInMemory()
 }
 
 // makeWarmKey is a digest of all that a guest depends on that has its root, and

@@ -20,6 +20,8 @@ const (
 	MaxCPUs      = 32 // Firecracker's limit
 	MaxLogMiB    = 1 << 20
 
+	hugePageMiB = 2
+
 	MinIORate = 1 << 20 // bytes a second; with less a guest takes minutes to boot
 )
 
@@ -49,6 +51,8 @@ type Spec struct {
 	Driver    string `json:"driver"`     // "auto", "firecracker" or "qemu"
 	CPUs      int    `json:"cpus"`       // virtual CPUs
 	MemoryMiB int    `json:"memory_mib"` // guest memory
+	// HugePages backs the guest's memory by the host's huge pages of 2 MiB.
+	HugePages bool `json:"huge_pages,omitempty"`
 	// BalloonMiB is what the guest is to give up of it once it has booted.
 	BalloonMiB int               `json:"balloon_mib,omitempty"`
 	Init       Init              `json:"init"`              //
@@ -125,6 +129,8 @@ func (s *Spec) Validate() error {
 		return fmt.Errorf("%w: --cpu %d: a VM has 1 to %d virtual CPUs", ErrInvalid, s.CPUs, MaxCPUs)
 	case s.MemoryMiB < MinMemoryMiB || s.MemoryMiB > MaxMemoryMiB:
 		return fmt.Errorf("%w: --mem %d: a VM has %d to %d MiB of memory", ErrInvalid, s.MemoryMiB, MinMemoryMiB, MaxMemoryMiB)
+	case s.HugePages && s.MemoryMiB%hugePageMiB != 0:
+		return fmt.Errorf("%w: --mem %d: with --hugepages it is a multiple of %d MiB", ErrInvalid, s.MemoryMiB, hugePageMiB)
 	case s.CheckBalloon(s.BalloonMiB) != nil:
 		return s.CheckBalloon(s.BalloonMiB)
 	case s.IORate != 0 && s.IORate < MinIORate:

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -279,8 +280,14 @@ func serveMemory(b *testing.B, name string, prefetch bool) {
 	if prefetch {
 		auto = "auto"
 	}
-	must(b, "memory-server", "-d", "--keep", "--prefetch", auto, name)
-	b.Cleanup(func() { must(b, "memory-server", "stop", name) })
+	p := start(b, "memory-server", "--keep", "--prefetch", auto, name)
+	b.Cleanup(func() {
+		_ = p.Process.Signal(syscall.SIGTERM)
+		p.wait(b)
+	})
+	p.eventually(b, "memory server", func() bool {
+		return command(b.Context(), "memory-server", "stats", name).Run() == nil
+	})
 	if prefetch { // the first clone is the one that is recorded
 		id := strings.TrimSpace(must(b, "clone", "-d", "--memory", "server", "--snapshot", name))
 		must(b, "rm", "-f", id)
