@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"time"
@@ -121,19 +122,37 @@ func (in *instance) getReady(ctx context.Context) error {
 	defer in.timer.phase("agent")()
 	wait, cancel := untilDone(ctx, in.machine, startTimeout)
 	defer cancel()
-	if !in.usesMetadata() {
-		if err := in.agent.SendPlan(wait, in.plan()); err != nil {
-			return in.bootError(ctx, startTimeout, err)
-		}
+	if err := in.givePlan(wait); err != nil {
+		return in.bootError(ctx, startTimeout, err)
 	}
 	if err := in.agent.WaitReady(wait); err != nil {
 		return in.bootError(ctx, startTimeout, err)
 	}
-	if c, ok := in.machine.(vmm.MetadataClearer); ok && in.usesMetadata() {
+	if in.usesMetadata() {
 		// The guest has read it. The container need not be able to.
-		return c.ClearMetadata(ctx)
+		return in.setMetadata(ctx, json.RawMessage(noMetadata))
 	}
 	return nil
+}
+
+// givePlan sends the plan, or puts it where the guest looks for it.
+func (in *instance) givePlan(ctx context.Context) error {
+	if !in.usesMetadata() {
+		return in.agent.SendPlan(ctx, in.plan())
+	}
+	object, err := metadata(in.plan())
+	if err != nil {
+		return err
+	}
+	return in.setMetadata(ctx, object)
+}
+
+func (in *instance) setMetadata(ctx context.Context, object json.RawMessage) error {
+	m, ok := in.machine.(vmm.MetadataSetter)
+	if !ok {
+		return fmt.Errorf("%w: metadata with %s", vmm.ErrUnsupported, in.driver.Name())
+	}
+	return m.SetMetadata(ctx, object)
 }
 
 func (in *instance) startContainer(ctx context.Context) error {

@@ -100,10 +100,7 @@ func (in *instance) machineConfig() (cfg vmm.Config, closeLogs func(), err error
 		Console: logs[0], VMMLog: logs[1],
 	}
 	if in.usesMetadata() {
-		if cfg.Metadata, err = metadata(in.plan()); err != nil {
-			closeLogs()
-			return vmm.Config{}, nil, err
-		}
+		cfg.Metadata = json.RawMessage(noMetadata) // until the guest is up
 	}
 	return cfg, closeLogs, nil
 }
@@ -115,6 +112,9 @@ func (in *instance) machineConfig() (cfg vmm.Config, closeLogs func(), err error
 func (in *instance) usesMetadata() bool {
 	return in.driver.Capabilities().Metadata && in.net.Net() != nil && in.Clone == nil && !in.warmable()
 }
+
+// noMetadata is what the service has while there is nothing to tell.
+const noMetadata = "{}"
 
 // metadata is the plan as a string within JSON: what the service gives out as
 // a tree, it would give in its own words.

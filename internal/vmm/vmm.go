@@ -60,7 +60,8 @@ type Config struct {
 
 	// Metadata is given to the guest through the driver's metadata service
 	// (Firecracker's MMDS v2). Only for drivers whose Capabilities say so,
-	// and only with a network interface.
+	// and only with a network interface. A JSON object, {} for nothing yet, of at
+	// most MaxMetadata bytes.
 	Metadata json.RawMessage
 
 	// Console receives the guest's serial console, VMMLog the VMM's own
@@ -146,13 +147,16 @@ type Machine interface {
 	Close() error
 }
 
-// MetadataClearer is implemented by Machines whose VMM has a metadata service
-// (Capabilities.Metadata).
-type MetadataClearer interface {
-	// ClearMetadata takes back what Config.Metadata gave to the guest. After
-	// the agent has read it, nothing else in the guest needs it, and it may
-	// hold secrets.
-	ClearMetadata(ctx context.Context) error
+// MaxMetadata bounds what a metadata service is given, bytes.
+const MaxMetadata = 4 << 20
+
+// MetadataSetter is implemented by Machines whose VMM has a metadata service
+// (Capabilities.Metadata), if Config.Metadata was given.
+type MetadataSetter interface {
+	// SetMetadata replaces what the guest can read by another JSON object of at
+	// most MaxMetadata bytes. An empty object, {}, takes it back: after the agent
+	// has read it, nothing else in the guest needs it, and it may hold secrets.
+	SetMetadata(ctx context.Context, object json.RawMessage) error
 }
 
 // Ballooner is implemented by Machines that can take memory back from their

@@ -18,14 +18,14 @@ const (
 	guestCID    = 3 // of every guest: each has a socket of its own
 	interfaceID = "eth0"
 
-	// Firecracker takes no larger request, and keeps no more metadata, than
-	// this unless it is told to; bytes.
-	defaultPayload = 51200
-	payloadSlack   = 4096 // what a store counts beside the document itself
+	// payloadSlack is what a store of metadata counts beside the document itself,
+	// bytes. Firecracker takes no more than 51200 in all unless it is told to.
+	payloadSlack = 4096
 )
 
 var (
 	errNetSocket  = errors.New("Firecracker attaches its network to a tap, not to a socket")
+	errMetadata   = errors.New("the metadata is too large")
 	errNoMetadata = errors.New("metadata reaches the guest over its network interface, and it has none")
 )
 
@@ -34,6 +34,8 @@ func check(cfg *vmm.Config) error {
 	switch {
 	case cfg.Net != nil && cfg.Net.Socket != nil:
 		return fmt.Errorf("%w: %w", vmm.ErrUnsupported, errNetSocket)
+	case len(cfg.Metadata) > vmm.MaxMetadata:
+		return fmt.Errorf("%w: %d bytes, the limit is %d", errMetadata, len(cfg.Metadata), vmm.MaxMetadata)
 	case cfg.Metadata != nil && cfg.Net == nil:
 		return fmt.Errorf("%w: %w", vmm.ErrUnsupported, errNoMetadata)
 	}
@@ -44,8 +46,9 @@ func check(cfg *vmm.Config) error {
 // guest's console.
 func args(cfg *vmm.Config) []string {
 	a := []string{"--api-sock", apiSocket, "--log-path", logPath, "--level", "Warning", "--show-level"}
-	if n := len(cfg.Metadata) + payloadSlack; n > defaultPayload {
-		a = append(a, "--http-api-max-payload-size", strconv.Itoa(n), "--mmds-size-limit", strconv.Itoa(n))
+	if cfg.Metadata != nil {
+		n := strconv.Itoa(vmm.MaxMetadata + payloadSlack)
+		a = append(a, "--http-api-max-payload-size", n, "--mmds-size-limit", n)
 	}
 	return a
 }

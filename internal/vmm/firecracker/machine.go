@@ -2,6 +2,7 @@ package firecracker
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -96,9 +97,12 @@ func (m *machine) SetBalloon(ctx context.Context, mib int) error {
 	return m.call(ctx, patch("/balloon", balloonUpdate{MiB: mib}))
 }
 
-// ClearMetadata implements vmm.MetadataClearer.
-func (m *machine) ClearMetadata(ctx context.Context) error {
-	return m.call(ctx, put("/mmds", struct{}{}))
+// SetMetadata implements vmm.MetadataSetter.
+func (m *machine) SetMetadata(ctx context.Context, object json.RawMessage) error {
+	if len(object) > vmm.MaxMetadata {
+		return fmt.Errorf("%w: %d bytes, the limit is %d", errMetadata, len(object), vmm.MaxMetadata)
+	}
+	return m.call(ctx, put("/mmds", object))
 }
 
 // call sends requests to a machine that may have ended.

@@ -135,17 +135,17 @@ func (s *suite) testMetadata(t *testing.T) {
 	r.checkMAC(t)
 	r.mustCall(t, http.MethodPost, testapi.PathLink, nil, nil)
 	r.checkPlan(t, plan)
-	clearer, ok := r.Machine.(vmm.MetadataClearer)
+	setter, ok := r.Machine.(vmm.MetadataSetter)
 	if !ok {
-		t.Fatal("the machine has metadata and no ClearMetadata")
+		t.Fatal("the machine has metadata and no SetMetadata")
 	}
-	if err := clearer.ClearMetadata(t.Context()); err != nil {
+	if err := setter.SetMetadata(t.Context(), json.RawMessage("{}")); err != nil {
 		t.Fatal(err)
 	}
 	var m testapi.Metadata
 	r.mustCall(t, http.MethodGet, testapi.PathMetadata, nil, &m)
 	if m.Status != http.StatusNotFound || strings.Contains(string(m.Body), "secret") {
-		t.Errorf("after ClearMetadata the guest still gets HTTP status %d, %.40q", m.Status, m.Body)
+		t.Errorf("after it was taken back the guest still gets HTTP status %d, %.40q", m.Status, m.Body)
 	}
 
 	snap := r.snapshot(t)
