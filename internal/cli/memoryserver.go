@@ -231,8 +231,11 @@ func memoryServers(ctx context.Context, l paths.Layout) ([]memserver.Stats, erro
 		ask, cancel := context.WithTimeout(ctx, serverPatience)
 		st, err := memserver.Query(ask, socket)
 		cancel()
-		if err == nil {
+		switch {
+		case err == nil:
 			all = append(all, st)
+		case errors.Is(err, memserver.ErrGone):
+			_ = memserver.Forget(socket) // it was killed; else the next server removes it
 		}
 	}
 	return all, ctx.Err()

@@ -140,22 +140,15 @@ func Open(o Options) (*Server, error) {
 	return s, nil
 }
 
-// listen makes the socket. To look whether an old one is still served, and to
-// make a new one, is one step: the directory is locked meanwhile.
+// listen makes the socket.
 func listen(path string) (*net.UnixListener, error) {
-	dir, err := os.Open(filepath.Dir(path))
+	unlock, err := lockSockets(path)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = dir.Close() }()
-	if err := syscall.Flock(int(dir.Fd()), syscall.LOCK_EX); err != nil {
-		return nil, fmt.Errorf("lock %s: %w", dir.Name(), err)
-	}
-	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
-		_ = c.Close()
+	defer unlock()
+	if removeStale(path) {
 		return nil, fmt.Errorf("%w at %s", ErrRunning, path)
-	} else if errors.Is(err, syscall.ECONNREFUSED) {
-		_ = os.Remove(path) // else listening says why not
 	}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
@@ -165,6 +158,45 @@ func listen(path string) (*net.UnixListener, error) {
 		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil
+}
+
+// Forget removes the socket of a server that was killed. One that is served
+// stays.
+func Forget(socket string) error {
+	unlock, err := lockSockets(socket)
+	if err != nil {
+		return fmt.Errorf("forget a memory server: %w", err)
+	}
+	defer unlock()
+	removeStale(socket)
+	return nil
+}
+
+// lockSockets locks the directory of a socket: to look whether it is served, and
+// to remove it or make a new one, is one step.
+func lockSockets(path string) (unlock func(), err error) {
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(dir.Fd()), syscall.LOCK_EX); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", dir.Name(), err), dir.Close())
+	}
+	return func() { _ = dir.Close() }, nil
+}
+
+// removeStale removes a socket that nobody serves, and reports whether somebody
+// does.
+func removeStale(path string) (served bool) {
+	c, err := net.DialTimeout("unix", path, time.Second)
+	if err == nil {
+		_ = c.Close()
+		return true
+	}
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		_ = os.Remove(path) // else who needs it hears why not
+	}
+	return false
 }
 
 func (s *Server) logf(format string, args ...any) { s.o.Log(fmt.Sprintf(format, args...)) }

@@ -279,10 +279,26 @@ func TestServerIsKilled(t *testing.T) {
 	v.start(order{Op: "touch", Pages: []int{500}})
 	v.kill()
 
-	// What it has left is in nobody's way.
+	// What it has left can be removed, and is in nobody's way.
+	left := filepath.Join(t.TempDir(), "left")
+	if err := os.Link(o.Socket, left); err != nil {
+		t.Fatal(err)
+	}
+	if err := Forget(left); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(left); err == nil {
+		t.Error("its socket is still there")
+	}
 	s := serve(t, o)
 	w := startVMM(t, s.settings())
+	if err := Forget(o.Socket); err != nil {
+		t.Error(err)
+	}
 	w.do(order{Op: "touch", Pages: pagesFrom(0, 1000)})
+	if _, err := Query(t.Context(), o.Socket); err != nil {
+		t.Errorf("a server that runs was forgotten: %v", err)
+	}
 }
 
 // When the server is told to stop, its VMs cannot go on.
