@@ -42,6 +42,28 @@ func TestStream(t *testing.T) {
 	}
 }
 
+// A lab that says nothing any more is given up, one that does is not.
+func TestSilence(t *testing.T) {
+	ours, theirs, err := socketPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = errors.Join(ours.Close(), theirs.Close()) }()
+	const limit = 1500 * time.Millisecond
+	go func() {
+		w := agentapi.NewFrameWriter(theirs)
+		for range 6 {
+			time.Sleep(limit / 5)
+			_ = w.Write(agentapi.FrameStdout, []byte("."))
+		}
+	}()
+	var stdout bytes.Buffer
+	_, err = stream(&impatient{ours, limit}, &stdout, io.Discard)
+	if !errors.Is(err, os.ErrDeadlineExceeded) || stdout.String() != "......" {
+		t.Errorf("%v after %q", err, stdout.String())
+	}
+}
+
 // A data directory arrives with the times by which fcvm knows its artifacts,
 // owned by who is to use it, and without what is only the host's.
 func TestArchive(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -37,6 +38,7 @@ type lab struct {
 	root    string
 	data    bool // there is a data disk
 	memory  int  // MiB
+	silence time.Duration
 }
 
 // args is QEMU's command line. The CPU is the one whose nested virtualization
@@ -101,7 +103,7 @@ func (l *lab) run(ctx context.Context, work string) (int, error) {
 	}()
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
-	exit, err := stream(conn, os.Stdout, os.Stderr)
+	exit, err := stream(&impatient{conn, l.silence}, os.Stdout, os.Stderr)
 	switch {
 	case ctx.Err() != nil:
 		return 0, context.Cause(ctx)
@@ -135,6 +137,27 @@ func (l *lab) health(work string) error {
 // console is what the machine's console ends with.
 func (l *lab) console(work string) string {
 	return strings.Join(vmm.Tail(filepath.Join(work, consoleName), consoleLines), "\n  ")
+}
+
+// impatient is a connection that is closed by a long silence: a kernel that has
+// died may hold its machine for ever.
+type impatient struct {
+	net.Conn
+	limit time.Duration // 0: none
+}
+
+func (i *impatient) Read(p []byte) (int, error) {
+	if i.limit == 0 {
+		return i.Conn.Read(p)
+	}
+	if err := i.SetReadDeadline(time.Now().Add(i.limit)); err != nil {
+		return 0, err
+	}
+	n, err := i.Conn.Read(p)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = fmt.Errorf("nothing came for %s: %w", i.limit, err)
+	}
+	return n, err
 }
 
 // stream passes on frames until the job's exit.

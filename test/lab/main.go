@@ -40,6 +40,7 @@ type options struct {
 	user        bool          // run the job as an ordinary user
 	memory      int           // MiB
 	timeout     time.Duration // of the job, with the lab's boot
+	silence     time.Duration // without output, which ends the job; 0: as long as it likes
 	verbose     bool
 	programs    string // of this module, separated by commas
 	copies      list   // files and directories for the working directory
@@ -84,6 +85,7 @@ func parse(args []string) (options, error) {
 	f.BoolVar(&o.user, "user", false, "run the program as an ordinary user")
 	f.IntVar(&o.memory, "mem", 3000, "the lab's memory, `MiB`")
 	f.DurationVar(&o.timeout, "timeout", 30*time.Minute, "give up after this `time`")
+	f.DurationVar(&o.silence, "silence", 0, "give up when the program has written nothing for this `time`; 0: never")
 	f.BoolVar(&o.verbose, "v", false, "say how far the lab is, on stderr")
 	f.StringVar(&o.programs, "programs", "fcvm,fc-agent,vmmtest-guest,netpeer", "build these `programs` into the lab")
 	f.Var(&o.copies, "copy", "copy a file or directory into the working `directory`; may be given again")
@@ -124,7 +126,7 @@ func run(ctx context.Context, o options) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	l := lab{memory: o.memory}
+	l := lab{memory: o.memory, silence: o.silence}
 	began := time.Now()
 	if err = l.prepare(ctx, c, o.qemu); err != nil {
 		unlock()
