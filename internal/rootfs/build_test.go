@@ -268,6 +268,12 @@ func TestBuildImageLayers(t *testing.T) {
 			nil,
 		},
 		{
+			"absolute names",
+			[][]entry{base, {dir("/", 0o755), file("//f", "2", 0o644), hardlink("/link", "/linked"), file("/a/.wh.gone", "", 0)}},
+			map[string]string{"f": "2", "link": "shared", "a/keep": "1"},
+			[]string{"a/gone"},
+		},
+		{
 			"AUFS's own files",
 			[][]entry{base, {dir(".wh..wh.plnk", 0o700), file(".wh..wh.aufs", "", 0)}},
 			map[string]string{"f": "file"},
@@ -339,7 +345,7 @@ func TestBuildImageRefuses(t *testing.T) {
 		layers []Layer
 	}{
 		{"parent in a name", ErrUnsafe, Limits{}, []Layer{plain(file("a/../../etc/passwd", "x", 0o644))}},
-		{"absolute name", ErrUnsafe, Limits{}, []Layer{plain(file("/etc/passwd", "x", 0o644))}},
+		{"parent in an absolute name", ErrUnsafe, Limits{}, []Layer{plain(file("/../etc/passwd", "x", 0o644))}},
 		{"hard link out", ErrUnsafe, Limits{}, []Layer{plain(hardlink("x", "../../etc/shadow"))}},
 		{"absolute hard link", ErrUnsafe, Limits{}, []Layer{plain(hardlink("x", "/etc/shadow"))}},
 		{"hard link to nothing", ErrCorrupt, Limits{}, []Layer{plain(hardlink("x", "nothing"))}},

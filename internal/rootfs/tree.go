@@ -102,7 +102,9 @@ func (t *tree) add(h *tar.Header, seq int) error {
 	if err := t.grow(&t.entries); err != nil {
 		return err
 	}
-	name, err := cleanName(h.Name, t.limits.Name)
+	// Some builders name everything from the root on. Docker and Podman take it
+	// as relative to the image's.
+	name, err := cleanName(strings.TrimLeft(h.Name, "/"), t.limits.Name)
 	if err != nil {
 		return err
 	}
@@ -193,9 +195,14 @@ func cleanName(name string, limit int) (string, error) {
 	return strings.Join(parts, "/"), nil
 }
 
-// linkTarget finds what a hard link links to.
+// linkTarget finds what a hard link links to. Its target may be absolute only
+// where its own name is.
 func (t *tree) linkTarget(h *tar.Header) (*node, error) {
-	name, err := cleanName(h.Linkname, t.limits.Name)
+	target := h.Linkname
+	if strings.HasPrefix(h.Name, "/") {
+		target = strings.TrimLeft(target, "/")
+	}
+	name, err := cleanName(target, t.limits.Name)
 	if err != nil {
 		return nil, fmt.Errorf("hard link %q: %w", h.Name, err)
 	}
@@ -204,14 +211,14 @@ func (t *tree) linkTarget(h *tar.Header) (*node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("hard link %q: %w", h.Name, err)
 	}
-	var target *node
+	var n *node
 	if dir != nil {
-		target = dir.children[base]
+		n = dir.children[base]
 	}
-	if target == nil || target.isDir() {
+	if n == nil || n.isDir() {
 		return nil, fmt.Errorf("%w: hard link %q to %q, which is no file", ErrCorrupt, h.Name, h.Linkname)
 	}
-	return target, nil
+	return n, nil
 }
 
 // dir returns the directory of this name, following symbolic links inside of
