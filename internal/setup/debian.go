@@ -48,6 +48,7 @@ func (d debianRoot) build(ctx context.Context, disk *os.File) error {
 	if err != nil {
 		return err
 	}
+	defer func() { _ = removeOutside(context.WithoutCancel(ctx), d.work) }()
 	steps := &stepLog{rep: d.rep, prefix: "guest root: "}
 	cmd.Stderr = steps
 	err = stream(ctx, cmd, func(out io.Reader) error {
@@ -102,6 +103,12 @@ func (d debianRoot) command(ctx context.Context) (*exec.Cmd, error) {
 		// killed; and what it leaves is swept with the work directory.
 		cmd.SysProcAttr.Unshareflags = syscall.CLONE_NEWNS
 		cmd.Env = append(cmd.Env, "TMPDIR="+d.work)
+	} else {
+		dir, err := outsideDir(d.work)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrBuild, err)
+		}
+		cmd.Env = append(cmd.Env, "TMPDIR="+dir)
 	}
 	return cmd, nil
 }
