@@ -87,7 +87,7 @@ func (d debianRoot) command(ctx context.Context) (*exec.Cmd, error) {
 	}
 	for _, c := range preflight.RootfsTools(ctx, d.uid) {
 		if mmdebstrap != "" && c.Status != preflight.OK {
-			return nil, fmt.Errorf("%w: %s; run: %s", ErrTool, c.Detail, c.Remedy)
+			return nil, lacking(c)
 		}
 	}
 	var cmd *exec.Cmd
@@ -111,6 +111,11 @@ func (d debianRoot) command(ctx context.Context) (*exec.Cmd, error) {
 		cmd.Env = append(cmd.Env, "TMPDIR="+dir)
 	}
 	return cmd, nil
+}
+
+// lacking is the error of a check that did not pass.
+func lacking(c preflight.Check) error {
+	return fmt.Errorf("%w: %s: %s; to mend it: %s", ErrTool, c.Name, c.Detail, c.Remedy)
 }
 
 func (d debianRoot) packages() string {

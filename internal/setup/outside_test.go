@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/fcvm/fcvm/internal/paths"
+	"github.com/fcvm/fcvm/internal/setup/preflight"
 )
 
 // What an interrupted build has left outside of the data directory goes with
@@ -49,5 +50,14 @@ func TestSweepOutside(t *testing.T) {
 	}
 	if _, err := os.Stat(other); err != nil {
 		t.Errorf("%s, which a record only named: %v", other, err)
+	}
+}
+
+// The message names what did not pass, and takes no advice for a command.
+func TestLacking(t *testing.T) {
+	err := lacking(preflight.Check{Name: "user namespaces", Detail: "cannot be used", Remedy: "allow user namespaces"})
+	const want = "the host lacks what this needs: user namespaces: cannot be used; to mend it: allow user namespaces"
+	if !errors.Is(err, ErrTool) || err.Error() != want {
+		t.Errorf("got %q", err)
 	}
 }

@@ -29,8 +29,9 @@ var (
 	ErrNotSetUp = errors.New("fcvm is not set up")
 	// ErrManifest: setup.json cannot be used.
 	ErrManifest = errors.New("setup manifest is broken")
-	// ErrTool: a program of the host is missing; the message says how to get it.
-	ErrTool = errors.New("program is missing")
+	// ErrTool: the host lacks a program, or an ability; the message says how to
+	// get it.
+	ErrTool = errors.New("the host lacks what this needs")
 	// ErrChecksum: a download is not what it should be.
 	ErrChecksum = errors.New("checksum does not match")
 	// ErrDownload: something could not be fetched.

@@ -49,7 +49,7 @@ func checkUserNamespaces(ctx context.Context, uid int) Check {
 	if uid == 0 {
 		c.Detail += "; root does not need them"
 	} else {
-		c.Detail += ": an ordinary user's Firecracker VMs get no network"
+		c.Detail += ": an ordinary user's Firecracker VMs get no network, and no guest root can be built"
 	}
 	c.Remedy = userNamespaceRemedy(sysctl)
 	return c
