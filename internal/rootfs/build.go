@@ -43,14 +43,11 @@ type Stats struct {
 // BuildImage merges layers, lowest first, into one ext4 file system in dst,
 // which must be empty. On an error dst is of no use.
 func BuildImage(ctx context.Context, layers []Layer, dst *os.File, o Options) (Stats, error) {
-	t := newTree(o.Limits)
-	for _, l := range layers {
-		t.nextLayer()
-		if err := index(ctx, t, l, o); err != nil {
-			return Stats{}, fmt.Errorf("read layer %s: %w", l.Name, err)
-		}
+	t, err := merge(ctx, layers, o)
+	if err != nil {
+		return Stats{}, err
 	}
-	err := writeExt4(dst, t.bytes, t.entries+t.made, func(w *tar.Writer) error {
+	err = writeExt4(dst, t.bytes, t.entries+t.made, func(w *tar.Writer) error {
 		e := emitter{ctx: ctx, w: w, prefix: o.Prefix}
 		return e.all(t, layers, o)
 	})
@@ -58,35 +55,6 @@ func BuildImage(ctx context.Context, layers []Layer, dst *os.File, o Options) (S
 		return Stats{}, noSpace(err, filepath.Dir(dst.Name()))
 	}
 	return Stats{Entries: t.entries, Bytes: t.bytes}, nil
-}
-
-// index applies a layer's headers to the tree and checks its digest.
-func index(ctx context.Context, t *tree, l Layer, o Options) error {
-	r, err := openLayer(ctx, l, o.Progress)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = r.Close() }()
-	tr := tar.NewReader(r)
-	for seq := 0; ; seq++ {
-		h, err := tr.Next()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return corrupt(err)
-		}
-		if h.Typeflag == tar.TypeXGlobalHeader {
-			if err := t.grow(&t.entries); err != nil {
-				return err
-			}
-			continue
-		}
-		if err := t.add(h, seq); err != nil {
-			return err
-		}
-	}
-	return r.verify()
 }
 
 // corrupt marks errors of the archive's form; what else went wrong stays

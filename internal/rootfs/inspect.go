@@ -2,7 +2,6 @@ package rootfs
 
 import (
 	"context"
-	"fmt"
 	"path"
 	"strings"
 )
@@ -11,12 +10,9 @@ import (
 // files in the tree that the layers make. Symbolic links are followed inside
 // of it.
 func Missing(ctx context.Context, layers []Layer, names []string, o Options) ([]string, error) {
-	t := newTree(o.Limits)
-	for _, l := range layers {
-		t.nextLayer()
-		if err := index(ctx, t, l, o); err != nil {
-			return nil, fmt.Errorf("read layer %s: %w", l.Name, err)
-		}
+	t, err := merge(ctx, layers, o)
+	if err != nil {
+		return nil, err
 	}
 	var missing []string
 	for _, name := range names {

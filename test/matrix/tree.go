@@ -1,0 +1,163 @@
+// Package matrix compares the disks that fcvm makes of images, entry by entry,
+// with what umoci and buildah unpack of them.
+package matrix
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxDifferences is how many are told.
+const maxDifferences = 20
+
+// entry is all that there is of one name in a tree.
+type entry struct {
+	mode   uint32 // type and permissions, as stat(2) has them
+	uid    uint32
+	gid    uint32
+	rdev   uint64   // of a device
+	mtime  string   // seconds and nanoseconds
+	size   int64    // of a regular file
+	target string   // of a symbolic link
+	xattrs string   // sorted
+	digest string   // of a regular file's content
+	links  []string // all names of the file, sorted; one for what is no hard link
+}
+
+func (e entry) String() string {
+	return fmt.Sprintf("mode %o, owner %d:%d, device %#x, time %s, size %d, target %q, attributes %q, content %.12s, names %q",
+		e.mode, e.uid, e.gid, e.rdev, e.mtime, e.size, e.target, e.xattrs, e.digest, e.links)
+}
+
+// readTree reads a whole tree; names are relative to its root.
+func readTree(root string) (map[string]entry, error) {
+	tree := map[string]entry{}
+	inodes := map[uint64][]string{}
+	digests := map[uint64]string{}
+	numbers := map[string]uint64{}
+	err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name, err := filepath.Rel(root, path)
+		if err != nil {
+			return err
+		}
+		if name == "lost+found" {
+			return fs.SkipDir
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(path, &st); err != nil {
+			return err
+		}
+		e := entry{mode: st.Mode, uid: st.Uid, gid: st.Gid, mtime: fmt.Sprintf("%d.%09d", st.Mtim.Sec, st.Mtim.Nsec)}
+		switch st.Mode & unix.S_IFMT {
+		case unix.S_IFREG:
+			e.size = st.Size
+			if digests[st.Ino] == "" {
+				if digests[st.Ino], err = digest(path); err != nil {
+					return err
+				}
+			}
+			e.digest = digests[st.Ino]
+		case unix.S_IFLNK:
+			if e.target, err = os.Readlink(path); err != nil {
+				return err
+			}
+		case unix.S_IFCHR, unix.S_IFBLK:
+			e.rdev = st.Rdev
+		}
+		if e.xattrs, err = attributes(path); err != nil {
+			return err
+		}
+		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			inodes[st.Ino] = append(inodes[st.Ino], name)
+			numbers[name] = st.Ino
+		}
+		tree[name] = e
+		return nil
+	})
+	for name, ino := range numbers {
+		e := tree[name]
+		e.links = inodes[ino]
+		slices.Sort(e.links)
+		tree[name] = e
+	}
+	return tree, err
+}
+
+func digest(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = f.Close() }()
+	sum := sha256.New()
+	_, err = io.Copy(sum, f)
+	return hex.EncodeToString(sum.Sum(nil)), err
+}
+
+// attributes returns the extended attributes, without those that belong to the
+// host rather than to the image.
+func attributes(path string) (string, error) {
+	buf := make([]byte, 64<<10)
+	n, err := unix.Llistxattr(path, buf)
+	if errors.Is(err, unix.ENOTSUP) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	var all []string
+	for name := range strings.SplitSeq(strings.TrimSuffix(string(buf[:n]), "\x00"), "\x00") {
+		if name == "" || name == "security.selinux" || strings.HasPrefix(name, "user.rootlesscontainers") {
+			continue
+		}
+		value := make([]byte, 64<<10)
+		n, err := unix.Lgetxattr(path, name, value)
+		if err != nil {
+			return "", err
+		}
+		all = append(all, name+"="+string(value[:n]))
+	}
+	slices.Sort(all)
+	return strings.Join(all, " "), nil
+}
+
+// differences lists how a tree is not what it should be. free are names whose
+// times nobody says: directories that no layer has an entry for.
+func differences(got, want map[string]entry, free []string) []string {
+	var out []string
+	for name, w := range want {
+		g, ok := got[name]
+		if slices.Contains(free, name) {
+			g.mtime = w.mtime
+		}
+		switch {
+		case !ok:
+			out = append(out, fmt.Sprintf("%q is missing: %s", name, w))
+		case g.String() != w.String():
+			out = append(out, fmt.Sprintf("%q\n\thas   %s\n\tshould %s", name, g, w))
+		}
+	}
+	for name, g := range got {
+		if _, ok := want[name]; !ok {
+			out = append(out, fmt.Sprintf("%q should not be there: %s", name, g))
+		}
+	}
+	slices.Sort(out)
+	if len(out) > maxDifferences {
+		out = append(out[:maxDifferences], fmt.Sprintf("and %d more", len(out)-maxDifferences))
+	}
+	return out
+}
