@@ -13,7 +13,7 @@ VCS := $(shell git rev-parse HEAD >/dev/null 2>&1 && echo auto || echo false)
 BUILD = CGO_ENABLED=0 $(GO) build -trimpath
 
 .DEFAULT_GOAL := build
-.PHONY: demo build test unit e2e lab bench lint fmt man install uninstall clean help
+.PHONY: demo build test unit matrix fuzz e2e lab bench lint fmt man install uninstall clean help
 
 demo: ## install what is missing, set up, and run a container in a VM
 	@scripts/demo
@@ -29,13 +29,19 @@ test: ## install what the tests need, and run them all
 unit: ## run the unit tests, with the race detector
 	@scripts/test unit
 
+matrix: ## compare the disks of images with what umoci and buildah unpack
+	@scripts/test matrix
+
+fuzz: ## run each fuzz target for a minute, or FUZZTIME
+	@FUZZTIME=$${FUZZTIME:-1m} scripts/test fuzz
+
 e2e: ## run the end-to-end tests on QEMU; RUN=REGEXP for some of them
 	@scripts/test e2e
 
 lab: ## run the end-to-end tests on Firecracker, in an emulated KVM host where this one cannot
 	@scripts/test lab
 
-bench: ## measure networks beside a bare tap, and the time to the first output beside QEMU started by hand
+bench: ## measure networks beside a bare tap, images beside umoci, and the time to the first output beside QEMU started by hand
 	@scripts/test bench
 
 lint: ## check formatting, vet both architectures, run the linters

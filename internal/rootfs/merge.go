@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"strings"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
@@ -54,6 +55,7 @@ func merge(ctx context.Context, layers []Layer, o Options) (*tree, error) {
 				break
 			}
 			err = t.apply(h, seq)
+			s.headers[seq] = nil
 		}
 		if err != nil {
 			return nil, fmt.Errorf("read layer %s: %w", layers[i].Name, err)
@@ -118,11 +120,25 @@ func readHeaders(ctx context.Context, l Layer, b *budget, progress func(int64)) 
 		if err := b.take(h); err != nil {
 			return headers, err
 		}
-		// What is not used of it is not kept until its turn comes.
-		h.Uname, h.Gname, h.Xattrs = "", "", nil //nolint:staticcheck // the field is old, but filled in
-		headers = append(headers, h)
+		headers = append(headers, slim(h))
 	}
 	return headers, r.verify()
+}
+
+// slim returns what is used of a header, which is to wait for its turn. Most
+// have records for a fraction of a second only, of which ModTime has been made.
+func slim(h *tar.Header) *tar.Header {
+	out := &tar.Header{
+		Typeflag: h.Typeflag, Name: h.Name, Linkname: h.Linkname, Size: h.Size, Mode: h.Mode, Uid: h.Uid, Gid: h.Gid,
+		ModTime: h.ModTime, Devmajor: h.Devmajor, Devminor: h.Devminor,
+	}
+	for k := range h.PAXRecords {
+		if strings.HasPrefix(k, xattrPrefix) {
+			out.PAXRecords = h.PAXRecords
+			break
+		}
+	}
+	return out
 }
 
 // apply applies an entry of the current layer.
