@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"time"
 
 	"github.com/fcvm/fcvm/internal/agentapi"
@@ -194,6 +195,7 @@ func checkedConfig(ctx context.Context, c *content, want platform) (configFile, 
 
 // build writes the disk and returns its size.
 func (s *Store) build(ctx context.Context, layers []rootfs.Layer, total int64, r reference, p progress.Reporter, disk string) (size int64, err error) {
+	defer s.frugal()()
 	task := p.Task("convert "+r.text, 2*total) // layers are read twice
 	defer func() { task.Done(err) }()
 	f, err := os.OpenFile(disk, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
@@ -217,6 +219,27 @@ func (s *Store) build(ctx context.Context, layers []rootfs.Layer, total int64, r
 		return 0, err
 	}
 	return st.Size(), nil
+}
+
+// convertGC is the garbage collector's percentage (GOGC) during a conversion. A
+// tree of a hundred thousand files stays in memory for its whole length: with
+// the usual 100 its size would be needed twice over.
+const convertGC = 40
+
+// frugal saves memory until the function that it returns is called.
+func (s *Store) frugal() (done func()) {
+	s.gc.Lock()
+	defer s.gc.Unlock()
+	if s.gc.conversions++; s.gc.conversions == 1 {
+		s.gc.usual = debug.SetGCPercent(convertGC)
+	}
+	return func() {
+		s.gc.Lock()
+		defer s.gc.Unlock()
+		if s.gc.conversions--; s.gc.conversions == 0 {
+			debug.SetGCPercent(s.gc.usual)
+		}
+	}
 }
 
 // layers returns the image's layers as files that can be read twice. Those

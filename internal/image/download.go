@@ -42,6 +42,8 @@ func download(ctx context.Context, b blob, file string, p progress.Reporter) (er
 	err = d.run(ctx)
 	if err == nil {
 		err = f.Sync()
+	} else if d.have == 0 {
+		_ = os.Remove(file) // there is nothing to go on with
 	}
 	return errors.Join(err, f.Close())
 }

@@ -73,6 +73,7 @@ func (m memBlobs) read(_ context.Context, d v1.Descriptor, limit int64) ([]byte,
 	}
 	return readBounded(bytes.NewReader(m), limit)
 }
+
 func (m memBlobs) layer(d v1.Descriptor) blob { return blob{digest: d.Digest.String(), size: d.Size} }
 func (m memBlobs) close()                     {}
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -37,6 +38,13 @@ type Store struct {
 	Limits Limits
 
 	dir string
+
+	// gc is how the garbage collector was set before the conversions that run.
+	gc struct {
+		sync.Mutex
+		conversions int
+		usual       int
+	}
 }
 
 const (
