@@ -65,7 +65,8 @@ func (d *Driver) Name() string { return programName }
 func (d *Driver) Capabilities() vmm.Capabilities {
 	return vmm.Capabilities{
 		Metadata: true, TapNetwork: true, AgentVsock: true, PageServer: true,
-		BootTimeout: bootTimeout, MemoryOverheadMiB: memoryOverheadMiB,
+		SnapshotHangsUp: true, // of vsock, so that the guest's clones do not go on with them
+		BootTimeout:     bootTimeout, MemoryOverheadMiB: memoryOverheadMiB,
 	}
 }
 

@@ -180,7 +180,12 @@ func (r *running) call(ctx context.Context, method, path string, in []byte, out 
 
 func (r *running) mustCall(t *testing.T, method, path string, in []byte, out any) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	r.mustCallWithin(t, patience, method, path, in, out)
+}
+
+func (r *running) mustCallWithin(t *testing.T, limit time.Duration, method, path string, in []byte, out any) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
 	if err := r.call(ctx, method, path, in, out); err != nil {
 		t.Fatalf("%v\n%s", err, tails(r.cfg))
