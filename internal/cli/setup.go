@@ -56,7 +56,7 @@ func runSetup(ctx context.Context, a *app, o *setupOptions) error {
 		return err
 	}
 	k := kvm.Probe()
-	fc, qemu := a.firecracker(l, k).Probe(ctx), a.qemu(k).Probe(ctx)
+	fc, qemu := a.firecracker(l, k).Probe(ctx), a.qemu(l, k).Probe(ctx)
 	what := setup.AllOptions{Firecracker: k.RunsGuest && fc.Program == "", Fallback: qemu.Usable}
 	return a.install(o.quiet, func(s *setup.Setup, rep progress.Reporter) error { return s.All(ctx, what, rep) })
 }

@@ -98,7 +98,7 @@ func (a *app) deps() (supervisor.Deps, error) {
 
 // drivers are all there are, in the order in which "auto" tries them.
 func (a *app) drivers(l paths.Layout, k kvm.Result) []vmm.Driver {
-	return []vmm.Driver{a.firecracker(l, k), a.qemu(k)}
+	return []vmm.Driver{a.firecracker(l, k), a.qemu(l, k)}
 }
 
 // firecracker is the program that the environment names, else the one that
@@ -108,12 +108,12 @@ func (a *app) firecracker(l paths.Layout, k kvm.Result) vmm.Driver {
 	if program == "" {
 		program = installedFirecracker(l)
 	}
-	return firecracker.New(program, k)
+	return firecracker.New(program, k, vmm.NewVersions(l.Versions()))
 }
 
 // qemu is the program that the environment names, else the one on the PATH.
-func (a *app) qemu(k kvm.Result) vmm.Driver {
-	return qemu.New(a.sys.getenv("FCVM_QEMU"), k)
+func (a *app) qemu(l paths.Layout, k kvm.Result) vmm.Driver {
+	return qemu.New(a.sys.getenv("FCVM_QEMU"), k, vmm.NewVersions(l.Versions()))
 }
 
 // installedFirecracker is the one that setup has installed, or empty. A broken

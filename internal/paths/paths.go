@@ -12,6 +12,7 @@
 //	  roots/ID/rootfs.ext4       guest roots
 //	  scratch/                   templates of empty scratch disks, by size
 //	  images/                    the image cache (package image)
+//	  versions.json              what VMMs have said to --version
 //	  snapshots/ID/              one snapshot (package snapshot)
 //	  vms/ID/                    one VM: record, lock, disks, logs, the VMM's sockets,
 //	                             room for the record, a link to its control group
@@ -102,6 +103,7 @@ func (l Layout) Roots() string            { return filepath.Join(l.Data, "roots"
 func (l Layout) ScratchTemplates() string { return filepath.Join(l.Data, "scratch") }
 func (l Layout) Images() string           { return filepath.Join(l.Data, "images") }
 func (l Layout) Snapshots() string        { return filepath.Join(l.Data, "snapshots") }
+func (l Layout) Versions() string         { return filepath.Join(l.Data, "versions.json") }
 func (l Layout) Events() string           { return filepath.Join(l.Data, "events.jsonl") }
 func (l Layout) VMs() string              { return filepath.Join(l.Data, "vms") }
 func (l Layout) VM(id string) VMDir       { return VMDir(filepath.Join(l.VMs(), id)) }

@@ -135,9 +135,9 @@ func bareClone(b *testing.B, snap *snapshot.Snapshot) time.Duration {
 // restorer is the driver under test.
 func restorer() vmm.Restorer {
 	if env.driver == "qemu" {
-		return qemu.New(os.Getenv("FCVM_QEMU"), kvm.Probe())
+		return qemu.New(os.Getenv("FCVM_QEMU"), kvm.Probe(), nil)
 	}
-	return firecracker.New(os.Getenv("FCVM_FIRECRACKER"), kvm.Probe())
+	return firecracker.New(os.Getenv("FCVM_FIRECRACKER"), kvm.Probe(), nil)
 }
 
 // bareConfig lays the snapshot's files out as a VM's directory has them.

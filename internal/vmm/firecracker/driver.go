@@ -35,27 +35,28 @@ const (
 	// both. The rest is room for what is read and written ahead on its disks.
 	memoryOverheadMiB = 64
 
-	bootTimeout  = 2 * time.Minute
-	probeTimeout = 10 * time.Second
+	bootTimeout = 2 * time.Minute
 
 	remedyInstall = "run fcvm setup firecracker, or set FCVM_FIRECRACKER to its path"
 )
 
 // Driver runs machines with one Firecracker program.
 type Driver struct {
-	program string // as found; empty: none
-	kvm     kvm.Result
+	program  string // as found; empty: none
+	kvm      kvm.Result
+	versions *vmm.Versions
 }
 
 // New returns the driver. program is Firecracker's path; empty, it is looked
 // for on the PATH. k says whether KVM is usable: without it Firecracker is not.
-func New(program string, k kvm.Result) *Driver {
+// versions remembers what it says to --version; nil: it is asked each time.
+func New(program string, k kvm.Result, versions *vmm.Versions) *Driver {
 	if program == "" {
 		if p, err := exec.LookPath(programName); err == nil {
 			program = p
 		}
 	}
-	return &Driver{program: program, kvm: k}
+	return &Driver{program: program, kvm: k, versions: versions}
 }
 
 // Name implements vmm.Driver.
@@ -80,22 +81,18 @@ func (d *Driver) Probe(ctx context.Context) vmm.Availability {
 		a.Reason, a.Remedy = "firecracker is not installed", remedyInstall
 		return a
 	}
-	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, d.program, "--version")
-	cmd.WaitDelay = time.Second
-	out, err := cmd.Output()
+	out, err := d.versions.Of(ctx, d.program)
 	if err != nil {
-		a.Reason, a.Remedy = fmt.Sprintf("%s --version: %v", d.program, err), remedyInstall
+		a.Reason, a.Remedy = err.Error(), remedyInstall
 		return a
 	}
-	m := versionPattern.FindSubmatch(out)
+	m := versionPattern.FindStringSubmatch(out)
 	if m == nil {
 		a.Reason, a.Remedy = fmt.Sprintf("%s --version says %.40q", d.program, out), remedyInstall
 		return a
 	}
-	a.Version = string(m[1])
-	if tooOld(string(m[2]), string(m[3])) {
+	a.Version = m[1]
+	if tooOld(m[2], m[3]) {
 		a.Reason = fmt.Sprintf("Firecracker %s is older than %d.%d", a.Version, minMajor, minMinor)
 		a.Remedy = "install a newer Firecracker: " + remedyInstall
 		return a

@@ -11,7 +11,7 @@ import (
 )
 
 func TestConformance(t *testing.T) {
-	d := New(os.Getenv("FCVM_FIRECRACKER"), kvm.Probe())
+	d := New(os.Getenv("FCVM_FIRECRACKER"), kvm.Probe(), nil)
 	if d.program == "" {
 		t.Skip("no firecracker binary: neither $FCVM_FIRECRACKER nor on the PATH")
 	}

@@ -33,7 +33,6 @@ const (
 const (
 	bootTimeoutKVM = time.Minute
 	bootTimeoutTCG = 4 * time.Minute
-	probeTimeout   = 10 * time.Second
 )
 
 // Memory that QEMU needs beside the guest's, MiB. Its own was 45 MiB anonymous
@@ -50,19 +49,21 @@ const (
 
 // Driver runs machines with one QEMU program.
 type Driver struct {
-	program string // as found; empty: none
-	kvm     kvm.Result
+	program  string // as found; empty: none
+	kvm      kvm.Result
+	versions *vmm.Versions
 }
 
 // New returns the driver. program is QEMU's path; empty, it is looked for on
 // the PATH. k says whether KVM is usable.
-func New(program string, k kvm.Result) *Driver {
+// versions remembers what it says to --version; nil: it is asked each time.
+func New(program string, k kvm.Result, versions *vmm.Versions) *Driver {
 	if program == "" {
 		if p, err := exec.LookPath(programName()); err == nil {
 			program = p
 		}
 	}
-	return &Driver{program: program, kvm: k}
+	return &Driver{program: program, kvm: k, versions: versions}
 }
 
 func programName() string {
@@ -97,23 +98,19 @@ func (d *Driver) Probe(ctx context.Context) vmm.Availability {
 		}
 		return a
 	}
-	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, d.program, "--version")
-	cmd.WaitDelay = time.Second
-	out, err := cmd.Output()
+	out, err := d.versions.Of(ctx, d.program)
 	if err != nil {
-		a.Reason = fmt.Sprintf("%s --version: %v", d.program, err)
+		a.Reason = err.Error()
 		return a
 	}
-	m := versionPattern.FindSubmatch(out)
+	m := versionPattern.FindStringSubmatch(out)
 	if m == nil {
 		a.Reason = fmt.Sprintf("%s --version says %.40q", d.program, out)
 		return a
 	}
-	a.Version = string(m[0][len("version "):])
-	major, _ := strconv.Atoi(string(m[1]))
-	minor, _ := strconv.Atoi(string(m[2]))
+	a.Version = m[0][len("version "):]
+	major, _ := strconv.Atoi(m[1])
+	minor, _ := strconv.Atoi(m[2])
 	if major < minMajor || (major == minMajor && minor < minMinor) {
 		a.Reason = fmt.Sprintf("QEMU %s is older than %d.%d", a.Version, minMajor, minMinor)
 		a.Remedy = "install a newer QEMU"
