@@ -154,7 +154,7 @@ func (in *instance) manifest(o captureOptions) snapshot.Manifest {
 	m := snapshot.Manifest{
 		Key: o.key, Source: snapshot.Source{ID: r.ID, Name: r.Name, Started: r.Restarts},
 		Needs: in.needs(), Spec: r.Spec, Process: r.Resolved.Process, Command: r.Resolved.Command,
-		Link: r.Resolved.Link, DeviceMTU: in.deviceMTU, Guest: o.guest,
+		Link: r.Resolved.Link, DeviceMTU: in.deviceMTU, DeviceTap: in.deviceTap, Guest: o.guest,
 	}
 	m.Spec.Network.Publish = in.openPorts() // those of the host that were chosen, too
 	if in.from != nil {

@@ -29,6 +29,7 @@ type instance struct {
 
 	net       network.Attachment
 	deviceMTU int                // what the guest's network device was made with; 0: the VMM's default
+	deviceTap bool               // it was made for a tap
 	group     *cgroup.Group      // nil: the host has none to give
 	notes     []string           // of the network
 	from      *snapshot.Snapshot // what the VM is started from; nil: it boots
@@ -75,7 +76,7 @@ func (in *instance) boot(ctx context.Context) error {
 
 func (in *instance) bootAgent(ctx context.Context) error {
 	if in.net.Net() != nil {
-		in.deviceMTU = in.net.Net().MTU
+		in.deviceMTU, in.deviceTap = in.net.Net().MTU, in.net.Net().Tap != ""
 	}
 	if err := in.launch(ctx, in.driver.Start); err != nil {
 		return err

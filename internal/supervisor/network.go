@@ -104,6 +104,9 @@ func (in *instance) networkConfig() (cfg network.Config, err error) {
 			in.notes = append(in.notes, line)
 		},
 	}
+	if in.from != nil && in.from.Manifest.DeviceTap {
+		cfg.Capabilities.SockNetwork = false
+	}
 	if cfg.Ports, err = network.ParsePublish(in.openPorts()); err != nil {
 		return cfg, err
 	}

@@ -94,7 +94,7 @@ func (in *instance) restore(ctx context.Context) error {
 	if !ok {
 		return fmt.Errorf("%w: snapshots with %s", vmm.ErrUnsupported, in.driver.Name())
 	}
-	in.deviceMTU = in.from.Manifest.DeviceMTU
+	in.deviceMTU, in.deviceTap = in.from.Manifest.DeviceMTU, in.from.Manifest.DeviceTap
 	task := in.Progress.Task("start from snapshot "+in.from.Manifest.Title(), 0)
 	from, err := in.restoreFrom(ctx)
 	if err == nil {

@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"net/http"
+	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -182,6 +183,28 @@ func TestCloneInTheForeground(t *testing.T) {
 	}
 	if want := []string{"image", "network", "disks", "spawn", "load", "resume", "agent", "total"}; !slices.Equal(phases, want) {
 		t.Errorf("phases %q, want %q; stderr:\n%s", phases, want, p.errs.String())
+	}
+}
+
+// A snapshot holds nothing of the network that it was taken on.
+func TestCloneOnAnotherNetwork(t *testing.T) {
+	networks := []string{"usernet"}
+	if os.Geteuid() == 0 {
+		networks = append(networks, "bridge")
+	}
+	for _, from := range networks {
+		r := run(t, []string{"-d", "--name", "on-" + from, "--network", from, "--save-snapshot", "net-" + from}, "busybox", "sleep", "inf")
+		if r.code != 0 {
+			t.Fatal(r.stderr)
+		}
+		t.Cleanup(func() {
+			fcvm(t, "rm", "-f", "on-"+from)
+			fcvm(t, "snapshot", "rm", "-f", "net-"+from)
+		})
+		for _, to := range networks {
+			// The gateway answers in each of them.
+			fcvm(t, "clone", "--snapshot", "net-"+from, "--network", to, "--exec", "nslookup host.containers.internal >/dev/null && echo found").want(t, 0, "found\n")
+		}
 	}
 }
 
