@@ -147,5 +147,6 @@ the command cannot be run, 127 that it was not found.`,
 		newVersionCommand(a, runVersion),
 		newManCommand(),
 	)
+	completeNoFiles(root)
 	return root
 }

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/fcvm/fcvm/internal/store"
 	"github.com/fcvm/fcvm/internal/vm"
@@ -69,4 +70,36 @@ func completionEntries(a *app) []store.Entry {
 		return nil
 	}
 	return entries
+}
+
+// completeNoFiles keeps the shell from offering files as values of flags that
+// take none, unless it was told something better.
+func completeNoFiles(cmd *cobra.Command) {
+	cmd.LocalFlags().VisitAll(func(f *pflag.Flag) {
+		if _, told := cmd.GetFlagCompletionFunc(f.Name); !told && !takesFile(f) && f.Name != "help" {
+			complete(cmd, f.Name, cobra.NoFileCompletions)
+		}
+	})
+	for _, c := range cmd.Commands() {
+		completeNoFiles(c)
+	}
+}
+
+// takesFile reports whether a flag's value is a file, by how its help calls it.
+func takesFile(f *pflag.Flag) bool {
+	value, usage := pflag.UnquoteUsage(f)
+	return strings.Contains(value, "FILE") || strings.Contains(value, "DIR") || strings.Contains(usage, "a FILE")
+}
+
+// oneOfVMs completes a flag's value to the name of any VM.
+func oneOfVMs(a *app) cobra.CompletionFunc {
+	return func(_ *cobra.Command, _ []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		return vmNames(a, nil, typed, anyVM), cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// beginnings completes a flag's value to words after some of which more is to
+// come.
+func beginnings(words ...string) cobra.CompletionFunc {
+	return cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp|cobra.ShellCompDirectiveNoSpace)
 }

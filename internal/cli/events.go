@@ -26,12 +26,15 @@ func newEventsCommand(a *app, run func(context.Context, *app, *eventsOptions) er
 started, ready, health, paused, resumed, renamed, stopped, removed.`,
 		Example: `  fcvm events
   fcvm events --since 10m --follow=false`,
-		Args: noArgs,
-		RunE: interruptible(func(ctx context.Context, _ []string) error { return run(ctx, a, o) }),
+		Args:              noArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE:              interruptible(func(ctx context.Context, _ []string) error { return run(ctx, a, o) }),
 	}
 	cmd.Flags().StringVar(&o.since, "since", "", "begin with events since `TIME`, as 10m or 2006-01-02T15:04:05Z")
 	cmd.Flags().BoolVarP(&o.follow, "follow", "f", true, "go on until interrupted")
 	cmd.Flags().StringVar(&o.vm, "vm", "", "only those of one `VM`, by id or name")
+	complete(cmd, "since", cobra.FixedCompletions([]string{"1m", "10m", "1h", "24h"}, cobra.ShellCompDirectiveNoFileComp))
+	complete(cmd, "vm", oneOfVMs(a))
 	return cmd
 }
 

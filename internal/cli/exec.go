@@ -65,8 +65,6 @@ at its network.`,
 	f.BoolVarP(&o.detach, "detach", "d", false, "leave it in the background, once it runs")
 	f.BoolVar(&o.privileged, "privileged", false, "give it all capabilities")
 	f.BoolVar(&o.guest, "guest", false, "run it in the VM, not in the container")
-	complete(cmd, "user", cobra.NoFileCompletions)
-	complete(cmd, "env", cobra.NoFileCompletions)
 	complete(cmd, "workdir", cobra.NoFileCompletions)
 	return cmd
 }

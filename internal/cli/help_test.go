@@ -83,7 +83,7 @@ func TestRunHasTheFlagsThatWerePromised(t *testing.T) {
 func TestMistypedCommandsGetASuggestion(t *testing.T) {
 	h := newHost(t)
 	for args, want := range map[string]string{
-		"rnu":               "did you mean run",
+		"rnu":               "did you mean rm or run?",
 		"setup kernl":       "did you mean kernel?",
 		"frobnicate":        `fcvm has no command "frobnicate"`,
 		"ls x":              `fcvm ls takes no argument "x"`,
@@ -128,10 +128,37 @@ func TestShellsCompleteNamesAndWords(t *testing.T) {
 		{[]string{"run", "--vmm", ""}, []string{"auto", "firecracker", "qemu"}},
 		{[]string{"run", "--init="}, []string{"agent", "systemd"}},
 		{[]string{"ls", ""}, nil},
+		{[]string{"kill", "--signal", ""}, []string{"HUP", "INT", "QUIT", "KILL", "USR1", "USR2", "TERM", "CONT", "STOP", "WINCH"}},
+		{[]string{"run", "--restart", ""}, []string{"no", "on-failure", "on-failure:", "always"}},
+		{[]string{"run", "--wait-ready", ""}, []string{"agent", "http=http://localhost:", "tcp=", "log=", "exec="}},
+		{[]string{"events", "--vm", ""}, []string{"live", "ended", "running"}},
+		{[]string{"events", "--since", ""}, []string{"1m", "10m", "1h", "24h"}},
 	} {
 		if got := complete(c.args...); !slices.Equal(got, c.want) {
 			t.Errorf("completion of %q: %q, want %q", c.args, got, c.want)
 		}
+	}
+}
+
+// A shell that offers files for what is none is worse than one that offers
+// nothing.
+func TestOnlyFilesCompleteToFiles(t *testing.T) {
+	h := newHost(t)
+	err := eachCommand(newRootCommand(newApp(System{})), func(cmd *cobra.Command) error {
+		words := strings.Fields(cmd.CommandPath())[1:]
+		cmd.LocalFlags().VisitAll(func(f *pflag.Flag) {
+			if takesFile(f) || f.Value.Type() == "bool" {
+				return
+			}
+			_, out, _ := h.fcvm(slices.Concat([]string{"__complete"}, words, []string{"--" + f.Name, ""})...)
+			if !strings.HasSuffix(strings.TrimSpace(out), "4") && !strings.HasSuffix(strings.TrimSpace(out), "6") { // ShellCompDirectiveNoFileComp
+				t.Errorf("fcvm %s --%s completes to files: %q", strings.Join(words, " "), f.Name, out)
+			}
+		})
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }
 

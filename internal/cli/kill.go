@@ -27,6 +27,8 @@ and it is not restarted; to kill a VM that has ended is no error.`,
   fcvm kill --signal HUP web`,
 	}, &o.vmsOptions, liveVM, func(ctx context.Context) error { return run(ctx, a, o) })
 	cmd.Flags().StringVarP(&o.signal, "signal", "s", "KILL", "`SIGNAL` by name or number")
+	complete(cmd, "signal", cobra.FixedCompletions(
+		[]string{"HUP", "INT", "QUIT", "KILL", "USR1", "USR2", "TERM", "CONT", "STOP", "WINCH"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 

@@ -39,7 +39,6 @@ keeps 128 MiB at least.`,
 		return run(ctx, a, o)
 	})
 	cmd.Flags().Var(memory{&o.balloon}, "balloon", "take `SIZE` of its memory back from the guest: a number of MiB, or 512m, 2g; 0 for none")
-	complete(cmd, "balloon", cobra.NoFileCompletions)
 	return cmd
 }
 
