@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"sync/atomic"
 )
 
 // errIntruder: the guest asks for something that only the host may.
@@ -30,6 +31,8 @@ type guard struct {
 	header [headerSize]byte
 	have   int    // bytes of header
 	skip   uint32 // bytes of payload to come
+
+	answered atomic.Bool // data of some connection has come
 }
 
 func (g *guard) Read(p []byte) (int, error) {
@@ -61,6 +64,9 @@ func (g *guard) look(p []byte) bool {
 		}
 		if g.header[offsetType] == typeData {
 			g.skip = binary.BigEndian.Uint32(g.header[offsetLength:])
+			if g.skip > 0 {
+				g.answered.Store(true)
+			}
 		}
 	}
 	return true

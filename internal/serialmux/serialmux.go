@@ -43,15 +43,17 @@ func config() *yamux.Config {
 // Host is the host's end.
 type Host struct {
 	session *yamux.Session
+	guest   *guard
 }
 
 // NewHost starts a session on conn, the character device's socket. It owns conn.
 func NewHost(conn io.ReadWriteCloser) (*Host, error) {
-	s, err := yamux.Client(&guard{ReadWriteCloser: conn}, config())
+	g := &guard{ReadWriteCloser: conn}
+	s, err := yamux.Client(g, config())
 	if err != nil {
 		return nil, fmt.Errorf("start agent channel: %w", err)
 	}
-	return &Host{session: s}, nil
+	return &Host{session: s, guest: g}, nil
 }
 
 // Dial opens a connection. The guest need not have accepted it yet: it shows
@@ -117,6 +119,15 @@ func (h *Host) Greet(ctx context.Context) error {
 		case <-time.After(pause):
 			pause = min(2*pause, lastGreeting)
 		}
+	}
+}
+
+// HungUp says that the guest has closed the port. If it has answered before,
+// whoever did so is gone, and all connections with it: they end. While it boots
+// it may open and close the port as it likes.
+func (h *Host) HungUp() {
+	if h.guest.answered.Load() {
+		_ = h.session.Close()
 	}
 }
 

@@ -219,6 +219,31 @@ func TestListenerSurvivesGarbage(t *testing.T) {
 	}
 }
 
+// A guest's end that is gone takes its connections along, though the port is
+// still there: the next end knows nothing of them. Before there was an answer
+// nothing is lost.
+func TestGuestHangsUp(t *testing.T) {
+	p := newPort()
+	h := newHost(t, p.plug(t))
+	h.HungUp()
+	c, idle := dial(t, h), dial(t, h)
+	echo(t, Listen(p.open))
+	if err := roundTrip(c, 1000); err != nil {
+		t.Fatalf("after a port that was closed while nobody listened: %v", err)
+	}
+	h.HungUp()
+	within(t, "the end of all connections", func() {
+		for _, c := range []net.Conn{c, idle} {
+			if n, err := c.Read(make([]byte, 1)); err == nil {
+				t.Errorf("%d bytes came", n)
+			}
+		}
+		if _, err := h.Dial(t.Context()); err == nil {
+			t.Error("a new connection was made")
+		}
+	})
+}
+
 func TestCloseEndsAccept(t *testing.T) {
 	l := Listen(newPort().open)
 	got := make(chan error)

@@ -79,6 +79,17 @@ func (p *agentPort) connected(h *serialmux.Host, err error) {
 	}
 }
 
+// hungUp says that the guest has closed the port.
+func (p *agentPort) hungUp() {
+	select {
+	case <-p.ready:
+		if p.host != nil {
+			p.host.HungUp()
+		}
+	default: // nobody has connected it yet
+	}
+}
+
 // dial opens a connection to the agent.
 func (p *agentPort) dial(ctx context.Context) (net.Conn, error) {
 	if !p.started() {

@@ -16,6 +16,9 @@ const (
 	fdNet
 )
 
+// portID is what QEMU calls the agent's port in its events.
+const portID = "agent-port"
+
 // host is what QEMU's command line depends on besides the machine.
 type host struct {
 	kvm    bool
@@ -38,7 +41,7 @@ func args(cfg *vmm.Config, h host) []string {
 		"-chardev", "file,id=console,path=/proc/self/fd/1,append=on", "-serial", "chardev:console",
 		"-device", "virtio-serial-pci,max_ports=2",
 		"-chardev", "socket,id=agent," + agentSocketOption(h),
-		"-device", "virtserialport,chardev=agent,nr=1,name=" + vmm.AgentSerialName,
+		"-device", "virtserialport,id=" + portID + ",chardev=agent,nr=1,name=" + vmm.AgentSerialName,
 		"-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng",
 		"-device", "virtio-balloon-pci,deflate-on-oom=on",
 		// A guest that breaks out of QEMU's devices finds that it can neither

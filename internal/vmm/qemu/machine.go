@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -120,10 +121,23 @@ func (d *Driver) spawn(ctx context.Context, cfg *vmm.Config, h host, memory *gue
 		dir:   cfg.Dir, shape: shapeOf(cfg, h.kvm), memory: memory, agent: newAgentPort(),
 		saved: map[string][]memimage.Range{},
 	}
-	if m.mon, err = newQMP(ctx, monitor); err != nil {
+	if m.mon, err = newQMP(ctx, monitor, m.event); err != nil {
 		return nil, errors.Join(fmt.Errorf("start QEMU: %w", m.cause(ctx, err)), m.Close())
 	}
 	return m, nil
+}
+
+// event follows what QEMU tells by itself. A guest whose agent ends closes the
+// port; the next one that opens it knows nothing of the connections that were,
+// and would leave them hanging.
+func (m *machine) event(name string, data json.RawMessage) {
+	var port struct {
+		ID   string `json:"id"`
+		Open bool   `json:"open"`
+	}
+	if name == "VSERPORT_CHANGE" && json.Unmarshal(data, &port) == nil && port.ID == portID && !port.Open {
+		m.agent.hungUp()
+	}
 }
 
 // cause returns what a failed call came from. What QEMU itself says is a better

@@ -23,11 +23,13 @@ var errQMP = errors.New("QMP")
 
 // qmp is a client of the QEMU Machine Protocol:
 // https://www.qemu.org/docs/master/interop/qmp-spec.html
-// One command is under way at a time. Events are dropped: what they tell
-// shows in the process's end or in a command's answer.
+// One command is under way at a time.
 type qmp struct {
 	conn    io.ReadWriteCloser
 	version version // of QEMU, as it greets
+	// event is told of events, one after the other, while no answer is read.
+	// What most of them tell shows in the process's end or in a command's answer.
+	event func(name string, data json.RawMessage)
 
 	mu      sync.Mutex // one command at a time
 	nextID  uint64
@@ -43,7 +45,8 @@ type reply struct {
 		Class string `json:"class"`
 		Desc  string `json:"desc"`
 	} `json:"error"`
-	Event    string `json:"event"`
+	Event    string          `json:"event"`
+	Data     json.RawMessage `json:"data"` // of an event
 	Greeting *struct {
 		Version struct {
 			QEMU version `json:"qemu"`
@@ -52,8 +55,8 @@ type reply struct {
 }
 
 // newQMP reads the greeting and leaves the negotiation. It owns conn.
-func newQMP(ctx context.Context, conn io.ReadWriteCloser) (*qmp, error) {
-	q := &qmp{conn: conn, replies: make(chan reply, 1), failed: make(chan struct{})}
+func newQMP(ctx context.Context, conn io.ReadWriteCloser, event func(name string, data json.RawMessage)) (*qmp, error) {
+	q := &qmp{conn: conn, event: event, replies: make(chan reply, 1), failed: make(chan struct{})}
 	greeted := make(chan struct{})
 	go q.read(greeted)
 	ctx, cancel := context.WithTimeout(ctx, qmpTimeout)
@@ -87,6 +90,8 @@ func (q *qmp) read(greeted chan<- struct{}) {
 			q.version = r.Greeting.Version.QEMU
 			close(greeted)
 			greeted = nil
+		case r.Event != "":
+			q.event(r.Event, r.Data)
 		case r.ID != nil:
 			select {
 			case <-q.replies: // of a command that was given up

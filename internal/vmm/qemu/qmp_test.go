@@ -46,17 +46,20 @@ func fakeQEMU(t *testing.T, answer func(command string, id uint64) string) net.C
 	return ours
 }
 
+func noEvent(string, json.RawMessage) {}
+
 func TestQMP(t *testing.T) {
+	var events []string
 	q, err := newQMP(t.Context(), fakeQEMU(t, func(command string, id uint64) string {
 		switch command {
 		case "query-status":
-			return fmt.Sprintf("{\"event\": \"STOP\"}\n{\"return\": 1, \"id\": 99}\n{\"return\": {\"status\": \"paused\"}, \"id\": %d}\n", id)
+			return fmt.Sprintf("{\"event\": \"STOP\", \"data\": {\"x\": 1}}\n{\"return\": 1, \"id\": 99}\n{\"return\": {\"status\": \"paused\"}, \"id\": %d}\n", id)
 		case "quit":
 			return ""
 		default:
 			return fmt.Sprintf(`{"error": {"class": "CommandNotFound", "desc": "no command %s"}, "id": %d}`+"\n", command, id)
 		}
-	}))
+	}), func(name string, data json.RawMessage) { events = append(events, name+" "+string(data)) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,6 +67,9 @@ func TestQMP(t *testing.T) {
 	var st struct{ Status string }
 	if err := q.execute(t.Context(), "query-status", nil, &st); err != nil || st.Status != "paused" {
 		t.Errorf("%+v, %v", st, err)
+	}
+	if got := strings.Join(events, ", "); got != `STOP {"x": 1}` {
+		t.Errorf("events %q", got)
 	}
 	if err := q.execute(t.Context(), "fly", nil, nil); !errors.Is(err, errQMP) || !strings.Contains(err.Error(), "no command fly") {
 		t.Error(err)
@@ -81,7 +87,7 @@ func TestQMPWithoutGreeting(t *testing.T) {
 	defer func() { _ = theirs.Close() }()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if _, err := newQMP(ctx, ours); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := newQMP(ctx, ours, noEvent); !errors.Is(err, context.DeadlineExceeded) {
 		t.Error(err)
 	}
 }
@@ -92,7 +98,7 @@ func TestQMPNonsense(t *testing.T) {
 		_, _ = theirs.Write([]byte("this is no QMP\n"))
 		_ = theirs.Close()
 	}()
-	if _, err := newQMP(t.Context(), ours); !errors.Is(err, errQMP) {
+	if _, err := newQMP(t.Context(), ours, noEvent); !errors.Is(err, errQMP) {
 		t.Error(err)
 	}
 }
