@@ -117,7 +117,7 @@ func (a *app) copyOut(ctx context.Context, ref, from, to string, o *cpOptions) e
 	defer client.Close()
 	stream, err := client.CopyOut(ctx, agentapi.CopyRequest{Path: from, Follow: o.follow, Sparse: to != "-"})
 	if err != nil {
-		return err
+		return fmt.Errorf("VM %s: %w", ref, err)
 	}
 	defer func() { _ = stream.Close() }()
 	if to == "-" {

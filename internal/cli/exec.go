@@ -102,7 +102,7 @@ func runExec(ctx context.Context, a *app, o *execOptions) error {
 		TTY: o.tty, Stdin: o.interactive, Detach: o.detach, Rows: size.Rows, Cols: size.Cols,
 	})
 	if err != nil {
-		return err
+		return fmt.Errorf("VM %s: %w", o.vm, err)
 	}
 	c.started()
 	defer forwardSignals(stream)()
@@ -112,7 +112,7 @@ func runExec(ctx context.Context, a *app, o *execOptions) error {
 	c.close()
 	switch {
 	case err != nil:
-		return err
+		return fmt.Errorf("VM %s: %w", o.vm, err)
 	case exit.Failed:
 		return &supervisor.StartError{Args: o.command, Exit: exit}
 	case exit.Code != 0:

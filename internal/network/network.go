@@ -113,6 +113,14 @@ type Addressed interface {
 // Renamer is implemented by attachments whose VM others find by its name.
 type Renamer interface{ Rename(name string) error }
 
+// Dependent is implemented by attachments that are a program's work, and end
+// with it.
+type Dependent interface {
+	// Lost gives one error, which says how the program ended, if it does so
+	// before Close.
+	Lost() <-chan error
+}
+
 // NameServers is implemented by attachments whose guest is to ask name servers
 // itself, in place of DNS.
 type NameServers interface{ NameServers() []netip.Addr }

@@ -157,10 +157,11 @@ func (in *instance) setMetadata(ctx context.Context, object json.RawMessage) err
 }
 
 func (in *instance) startContainer(ctx context.Context) error {
-	defer in.timer.phase("container start")()
+	ended := in.timer.phase("container start")
 	task := in.Progress.Task("start the container", 0)
 	runs, err := in.attachAndStart(ctx)
 	task.Done(err)
+	ended()
 	if err != nil || !runs {
 		return err
 	}
@@ -199,6 +200,7 @@ func (in *instance) follow(ctx context.Context) (int, error) {
 	}
 	watch, stop := context.WithCancel(ctx)
 	defer stop()
+	go in.watchNetwork(watch)
 	if in.vm.Record().Status == vm.StatusRunning {
 		go in.watchGate(watch)
 		go in.watchHealth(watch)

@@ -1,6 +1,8 @@
 package supervisor
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -17,6 +19,8 @@ var (
 	rootless   = []string{"usernet"}
 	privileged = []string{"bridge"}
 )
+
+var errNetworkLost = errors.New("the VM has lost its network")
 
 // blocker is implemented by backends whose VMs others' rules may keep from the
 // world.
@@ -159,6 +163,23 @@ func (in *instance) openPorts() []string {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	return in.life.ports
+}
+
+// watchNetwork ends a VM that has lost its network: nobody could reach it, and
+// it would not say so.
+func (in *instance) watchNetwork(ctx context.Context) {
+	d, ok := in.net.(network.Dependent)
+	if !ok {
+		return
+	}
+	select {
+	case err := <-d.Lost():
+		if _, ended := in.machineExit(); ended {
+			return // and the network with it
+		}
+		in.fail(fmt.Errorf("%w: %w", errNetworkLost, err))
+	case <-ctx.Done():
+	}
 }
 
 // guestNetwork is the guest's side of the network; nil: it has none.

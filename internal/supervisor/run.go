@@ -115,6 +115,7 @@ func (l *life) again(code int) bool {
 
 func (l *life) pauseBeforeRestart(ctx context.Context, code int, pause time.Duration) error {
 	l.timer.phases = nil // those of the first start would be added to
+	l.vm.Tell(events.Stopped, fmt.Sprintf("the container ended with code %d, and is started again", code))
 	err := l.vm.Update(func(r *vm.Record) error {
 		r.Restarts++
 		r.Ready, r.Health = false, ""

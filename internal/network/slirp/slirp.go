@@ -71,7 +71,7 @@ func (b *Backend) Start(ctx context.Context, cfg network.Config) (network.Attach
 	if err != nil {
 		return nil, b.Available()
 	}
-	a := &attachment{program: path, servers: cfg.Servers}
+	a := &attachment{program: path, servers: cfg.Servers, lost: make(chan error, 1)}
 	for _, p := range cfg.Ports {
 		if err := a.check(p); err != nil {
 			return nil, err
@@ -93,6 +93,7 @@ type attachment struct {
 	program string
 	servers []netip.Addr
 	vmm     vmm.Net
+	lost    chan error
 
 	mu     sync.Mutex
 	ports  []forwarded
@@ -111,6 +112,7 @@ var (
 	_ network.Attachment  = (*attachment)(nil)
 	_ network.Publisher   = (*attachment)(nil)
 	_ network.NameServers = (*attachment)(nil)
+	_ network.Dependent   = (*attachment)(nil)
 	_ vmm.Launcher        = (*attachment)(nil)
 )
 
@@ -147,6 +149,7 @@ func (a *attachment) connect(ctx context.Context, pid int, c vmm.Command) error 
 		return err
 	}
 	a.slirp = s
+	go a.watch(s)
 	for i := range a.ports {
 		f := &a.ports[i]
 		if err := f.held.Close(); err != nil {
@@ -159,6 +162,19 @@ func (a *attachment) connect(ctx context.Context, pid int, c vmm.Command) error 
 	}
 	return nil
 }
+
+// watch tells of a slirp4netns that ends though nobody has asked it to.
+func (a *attachment) watch(s *process) {
+	exit := s.Wait()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.closed {
+		a.lost <- fmt.Errorf("slirp4netns %s", exit.Reason)
+	}
+}
+
+// Lost implements network.Dependent.
+func (a *attachment) Lost() <-chan error { return a.lost }
 
 // Publish implements network.Publisher.
 func (a *attachment) Publish(ctx context.Context, p network.Port) (network.Port, error) {
