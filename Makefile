@@ -13,7 +13,7 @@ VCS := $(shell git rev-parse HEAD >/dev/null 2>&1 && echo auto || echo false)
 BUILD = CGO_ENABLED=0 $(GO) build -trimpath
 
 .DEFAULT_GOAL := build
-.PHONY: demo build test unit matrix fuzz e2e lab bench lint fmt man install uninstall clean help
+.PHONY: demo build test unit matrix fuzz e2e lab bench stress lint fmt man install uninstall clean help
 
 demo: ## install what is missing, set up, and run a container in a VM
 	@scripts/demo
@@ -41,8 +41,11 @@ e2e: ## run the end-to-end tests on QEMU; RUN=REGEXP for some of them
 lab: ## run the end-to-end tests on Firecracker, in an emulated KVM host where this one cannot
 	@scripts/test lab
 
-bench: ## measure networks beside a bare tap, images beside umoci, and the time to the first output beside QEMU started by hand
+bench: ## measure networks beside a bare tap, images beside umoci, first output beside QEMU by hand, exec beside podman exec
 	@scripts/test bench
+
+stress: ## start and stop a hundred VMs, and kill each process of a VM fifty times
+	@scripts/test stress
 
 lint: ## check formatting, vet both architectures, run the linters
 	@scripts/lint

@@ -7,11 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -184,80 +181,4 @@ func decode(b []byte, v any) error {
 		return fmt.Errorf("%w in %.200q", err, b)
 	}
 	return nil
-}
-
-// snapshotHost lists what a run could leave on the host.
-func snapshotHost() map[string]bool {
-	found := map[string]bool{}
-	pids, _ := filepath.Glob("/proc/[0-9]*/exe")
-	for _, p := range pids {
-		exe, err := os.Readlink(p)
-		if err != nil {
-			continue
-		}
-		base := filepath.Base(exe)
-		if strings.HasPrefix(base, "qemu-system") || base == "firecracker" || base == "fcvm" {
-			pid, _ := strconv.Atoi(strings.Split(p, "/")[2])
-			found[fmt.Sprintf("process %d: %s", pid, exe)] = true
-		}
-	}
-	links, _ := os.ReadDir("/sys/class/net")
-	for _, l := range links {
-		found["network interface "+l.Name()] = true
-	}
-	mounts, _ := os.ReadFile("/proc/self/mounts")
-	for line := range strings.Lines(string(mounts)) {
-		if strings.Contains(line, env.data) || strings.Contains(line, env.runtime) || strings.Contains(line, "fcvm") {
-			found["mount "+strings.TrimSpace(line)] = true
-		}
-	}
-	for _, depth := range []string{"", "*/", "*/*/", "*/*/*/", "*/*/*/*/", "*/*/*/*/*/"} {
-		groups, _ := filepath.Glob("/sys/fs/cgroup/" + depth + "fcvm-*")
-		for _, g := range groups {
-			found["control group "+g] = true
-		}
-	}
-	for _, dir := range []string{filepath.Join(env.data, "vms"), filepath.Join(env.runtime, "vms")} {
-		entries, _ := os.ReadDir(dir)
-		for _, e := range entries {
-			found["file "+filepath.Join(dir, e.Name())] = true
-		}
-	}
-	return found
-}
-
-// leftovers is what is there now and was not there before. What is on its way
-// out gets a moment.
-func leftovers(before map[string]bool) []string {
-	var left []string
-	for range 50 {
-		left = nil
-		for what := range snapshotHost() {
-			// Other programs of this host may be at work meanwhile.
-			if !before[what] && ours(what) {
-				left = append(left, what)
-			}
-		}
-		if len(left) == 0 {
-			return nil
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-	slices.Sort(left)
-	return left
-}
-
-// ours leaves out processes that no fcvm of this test started.
-func ours(what string) bool {
-	pid, ok := strings.CutPrefix(what, "process ")
-	if !ok {
-		return true
-	}
-	pid, _, _ = strings.Cut(pid, ":")
-	environ, err := os.ReadFile("/proc/" + pid + "/environ")
-	if err != nil {
-		return false
-	}
-	cwd, _ := os.Readlink("/proc/" + pid + "/cwd")
-	return bytes.Contains(environ, []byte("FCVM_RUNTIME_DIR="+env.runtime+"\x00")) || strings.HasPrefix(cwd, env.data)
 }

@@ -126,6 +126,19 @@ func TestRestartOnFailure(t *testing.T) {
 	r := run(t, []string{"--name", "again", "--restart", "on-failure:1", "--logs", "both"}, "busybox", "sh", "-c", "echo turn; exit 3")
 	t.Cleanup(func() { fcvm(t, "rm", "-f", "again") })
 	r.want(t, 3, "turn\nturn\n")
+	var told []string
+	for line := range strings.Lines(fcvm(t, "events", "--follow=false", "--vm", "again").stdout) {
+		var e struct{ Event, Detail string }
+		if err := decode([]byte(line), &e); err != nil {
+			t.Fatal(err)
+		}
+		if told = append(told, e.Event); e.Event == "stopped" && !strings.Contains(e.Detail, "with code 3") {
+			t.Errorf("stopped because of %q", e.Detail)
+		}
+	}
+	if got := strings.Join(told[max(0, len(told)-7):], " "); got != "created started ready stopped started ready stopped" {
+		t.Errorf("events %q", got)
+	}
 	if s := status(t, "again"); s.Restarts != 1 || s.ExitCode == nil || *s.ExitCode != 3 {
 		t.Errorf("%+v; want one restart and exit code 3", s)
 	}

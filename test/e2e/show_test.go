@@ -74,7 +74,7 @@ func showInspect(t *testing.T, id string) {
 		t.Fatalf("exit code %d, %v; stderr:\n%s", r.code, err, r.stderr)
 	}
 	v := vms[0]
-	if len(v.History) != 3 || v.History[2].Status != "running" || v.History[2].Time == "" || len(v.Phases) == 0 || v.Lineage == nil {
+	if len(v.History) != 3 || v.History[2].Status != "running" || v.History[2].Time == "" || len(v.Phases) != 6 || v.Lineage == nil {
 		t.Errorf("history %v, phases %v, lineage %v", v.History, v.Phases, v.Lineage)
 	}
 	res := v.Resolved

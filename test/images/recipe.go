@@ -77,6 +77,15 @@ func recipes() []recipe {
 				Labels: map[string]string{"org.opencontainers.image.title": "python3"},
 			},
 		},
+		{
+			// What people use a terminal for.
+			name: "terminal", packages: []string{"bash", "coreutils", "grep", "less", "ncurses-bin", "ncurses-base", "procps", "tmux", "vim", "base-files", "dash"},
+			items: []item{
+				{name: "usr/bin/sh", link: "dash"},
+				{name: "usr/bin/vim", link: "vim.basic"}, // as its package's script has it
+			},
+			config: v1.Config{Env: []string{searchPath, "LANG=C.UTF-8"}, Cmd: []string{"bash"}},
+		},
 	}
 }
 

@@ -29,7 +29,7 @@ const (
 // rootPackages is what the lab's root has beside Debian's minimum: what fcvm
 // and its tests use of a host.
 var rootPackages = []string{
-	"iproute2", "nftables", "procps", "util-linux", "ca-certificates", "e2fsprogs", "kmod", "curl", "strace", "slirp4netns",
+	"iproute2", "nftables", "procps", "util-linux", "ca-certificates", "e2fsprogs", "kmod", "curl", "strace", "slirp4netns", "tmux",
 }
 
 // programs are those of this module that can go into the lab.
