@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/fcvm/fcvm/internal/paths"
 	"github.com/fcvm/fcvm/internal/progress"
 	"github.com/fcvm/fcvm/internal/store"
 	"github.com/fcvm/fcvm/internal/vm"
@@ -157,11 +159,20 @@ func printVMs(w io.Writer, items []vmItem) error {
 func statusText(i vmItem) string {
 	switch {
 	case i.Status == statusBroken:
-		return printable(shorten(string(i.Status) + ": " + i.Reason))
+		return shortenTo(string(i.Status)+": "+recordTrouble(i.Reason), 2*shortLimit)
 	case i.ExitCode != nil:
 		return string(i.Status) + " (" + strconv.Itoa(*i.ExitCode) + ")"
 	}
 	return string(i.Status)
+}
+
+// recordTrouble is what is wrong with a record, without where it lies: that is
+// told by fcvm inspect.
+func recordTrouble(reason string) string {
+	if _, trouble, ok := strings.Cut(reason, filepath.Base(paths.VMDir("").Record())); ok {
+		return strings.TrimLeft(trouble, ": ")
+	}
+	return reason
 }
 
 // imageText makes a reference fit a column. Of a file's the directory says
@@ -189,10 +200,12 @@ const shortLimit = 40
 
 // shorten makes a value fit a column, on one line. The end of a long one says
 // more than its middle: of a path it is the file's name.
-func shorten(s string) string {
+func shorten(s string) string { return shortenTo(s, shortLimit) }
+
+func shortenTo(s string, limit int) string {
 	s = strings.Join(strings.Fields(printable(s)), " ")
-	if r := []rune(s); len(r) > shortLimit {
-		return string(r[:shortLimit/2-1]) + "…" + string(r[len(r)-shortLimit/2:])
+	if r := []rune(s); len(r) > limit {
+		return string(r[:limit/2-1]) + "…" + string(r[len(r)-limit/2:])
 	}
 	return s
 }

@@ -241,3 +241,21 @@ func TestExecNeedsAVMThatRuns(t *testing.T) {
 		}
 	}
 }
+
+// The listing says what is wrong with a record, not only where it lies.
+func TestABrokenRecordIsListedWithItsError(t *testing.T) {
+	h := newHost(t)
+	v := h.create("broken", defaultSpec())
+	for text, want := range map[string]string{
+		"garbage":                "broken: invalid character 'g' looking for beginning of value",
+		"":                       "broken: unexpected end of JSON input",
+		`{"schema":99,"id":"x"}`: "broken: has schema 99, this fcvm knows ",
+	} {
+		if err := os.WriteFile(v.Dir().Record(), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if out := h.ok("ls"); !strings.Contains(out, want) {
+			t.Errorf("%q is listed as\n%s, without %q", text, out, want)
+		}
+	}
+}
