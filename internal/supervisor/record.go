@@ -41,7 +41,9 @@ func (l *life) closeRecord(code int, err error) error {
 		for _, add := range unwritten {
 			add(r)
 		}
-		r.Phases = l.timer.phases
+		if len(r.Phases) < len(l.timer.phases) { // else it has that of getting ready as well
+			r.Phases = l.timer.phases
+		}
 		r.Ready, r.Health = false, ""
 		if err != nil {
 			return r.Move(failedFrom(r), firstLine(err), time.Now())

@@ -219,6 +219,7 @@ func tmuxTop(_ *testing.T, m *tmux) {
 	m.keys("1") // each CPU by itself, drawn at the new size
 	m.see("%Cpu1")
 	m.keys("q")
+	m.see("here2>") // what is typed before is top's, and lost
 	m.line("echo top ended with $?")
 	m.see("top ended with 0\n")
 }
@@ -231,6 +232,7 @@ func tmuxLess(_ *testing.T, m *tmux) {
 	m.line("?^500$")
 	m.see("500\n501\n")
 	m.keys("q")
+	m.see("here2>")
 	m.line("echo less ended with $?")
 	m.see("less ended with 0\n")
 }

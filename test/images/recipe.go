@@ -79,7 +79,7 @@ func recipes() []recipe {
 		},
 		{
 			// What people use a terminal for.
-			name: "terminal", packages: []string{"bash", "coreutils", "grep", "less", "ncurses-bin", "ncurses-base", "procps", "tmux", "vim", "base-files", "dash"},
+			name: "terminal", packages: []string{"bash", "coreutils", "grep", "less", "libc-bin", "ncurses-bin", "ncurses-base", "procps", "tmux", "vim", "base-files", "dash"},
 			items: []item{
 				{name: "usr/bin/sh", link: "dash"},
 				{name: "usr/bin/vim", link: "vim.basic"}, // as its package's script has it
