@@ -121,9 +121,10 @@ func isOurs(id string) bool {
 }
 
 // addFiles lists what lies in a directory, but for what is kept for the next
-// run: images and what setup has installed. What is only half there is not.
+// run: images, guests to start from, and what setup has installed. What is only half
+// there is not.
 func addFiles(found map[string]bool, root string) {
-	kept := []string{"images", "roots", "kernels", "scratch", "bin"}
+	kept := []string{"images", "roots", "kernels", "scratch", "bin", "snapshots"}
 	_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		name, _ := filepath.Rel(root, path)
 		parts := strings.Split(name, "/")
