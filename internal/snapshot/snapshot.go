@@ -81,7 +81,10 @@ type Manifest struct {
 	Link    vm.Link    `json:"link,omitzero"` // the guest's; empty: it has no interface
 	// DeviceMTU is what the guest's network device was made with, bytes; 0: the
 	// VMM's default.
-	DeviceMTU int           `json:"device_mtu,omitempty"`
+	DeviceMTU int `json:"device_mtu,omitempty"`
+	// DeviceTap: the device was made for a tap. What it has agreed upon with the
+	// guest, nothing but a tap can keep to.
+	DeviceTap bool          `json:"device_tap,omitempty"`
 	Disks     []Disk        `json:"disks"` // in the guest's order
 	Files     []File        `json:"files"`
 	Pause     time.Duration `json:"pause"` // how long the guest stood still; nanoseconds
