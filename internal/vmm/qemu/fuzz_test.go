@@ -3,6 +3,7 @@ package qemu
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"testing"
@@ -29,7 +30,7 @@ func FuzzQMP(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
-		q, err := newQMP(ctx, said{bytes.NewReader(b)})
+		q, err := newQMP(ctx, said{bytes.NewReader(b)}, func(string, json.RawMessage) {})
 		if err == nil {
 			var out map[string]any
 			err = q.execute(ctx, "query-status", nil, &out)
