@@ -46,6 +46,10 @@ import (
 var ErrRunning = errors.New("a memory server is already running")
 
 // DefaultFaultAround is how many bytes come with a fault unless told otherwise.
+// A guest of Debian's kernel in Firecracker faulted, up to its first answer after
+// a restore, 1,670 times when it was given 4 KiB at once, and with 8, 16, 32, 64
+// and 128 KiB 1,171, 855, 565, 380 and 253 times. A fault costs as much as some
+// ten pages, so that 32 and 64 KiB cost the least time, and 32 less memory.
 const DefaultFaultAround = 32 << 10
 
 // MaxFaultAround bounds it.
