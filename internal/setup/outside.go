@@ -22,10 +22,25 @@ func outsideDir(work string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := errors.Join(os.Chmod(dir, 0o711), os.WriteFile(filepath.Join(work, outsideFile), []byte(dir), 0o600)); err != nil {
+	if err := errors.Join(os.Chmod(dir, 0o755), os.WriteFile(filepath.Join(work, outsideFile), []byte(dir), 0o600)); err != nil {
 		return "", errors.Join(err, os.Remove(dir))
 	}
 	return dir, nil
+}
+
+// sweep removes a work directory. Of one whose builder has outlived its setup,
+// and still works outside, the record stays for the next sweep.
+func sweep(ctx context.Context, work string) error {
+	if removeOutside(ctx, work) == nil {
+		return os.RemoveAll(work)
+	}
+	entries, err := os.ReadDir(work)
+	for _, e := range entries {
+		if e.Name() != outsideFile {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(work, e.Name())))
+		}
+	}
+	return err
 }
 
 // removeOutside removes the directory outside that belongs to work, if there is

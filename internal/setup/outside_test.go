@@ -24,7 +24,7 @@ func TestSweepOutside(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if st, err := os.Stat(dir); err != nil || st.Mode().Perm() != 0o711 {
+	if st, err := os.Stat(dir); err != nil || st.Mode().Perm() != 0o755 {
 		t.Errorf("%v, %v: others cannot enter", st.Mode(), err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "left"), nil, 0o600); err != nil {

@@ -75,9 +75,7 @@ func (s *Setup) lock(ctx context.Context) (unlock func(), err error) {
 			return nil, err
 		}
 		for _, p := range left {
-			// What cannot be removed outside of the data directory is in nobody's way.
-			_ = removeOutside(ctx, p)
-			if err := os.RemoveAll(p); err != nil {
+			if err := sweep(ctx, p); err != nil {
 				_ = l.Close()
 				return nil, fmt.Errorf("sweep an interrupted setup: %w", err)
 			}
