@@ -75,13 +75,32 @@ func (s *Store) findLocal(ctx context.Context, r reference, want platform, p pro
 	defer func() { _ = os.RemoveAll(dir) }()
 	file := filepath.Join(dir, "archive.tar")
 	task := p.Task("read "+r.text, 0)
-	_, err = program.run(ctx, program.save, r.path, file)
+	err = program.export(ctx, r, file)
 	task.Done(err)
 	if err != nil {
-		return nil, explainStorage(err, r, program.name)
+		return nil, err
 	}
 	// Once it is open the archive needs no name any more.
 	return s.findFile(ctx, reference{text: r.text, kind: program.kind, path: file}, want)
+}
+
+// export writes the archive. Podman and buildah have what was built here below
+// localhost, and do not all say so themselves.
+func (p storageProgram) export(ctx context.Context, r reference, file string) error {
+	names := []string{r.path}
+	if r.kind == kindContainersStorage && isShort(r.path) {
+		names = append(names, "localhost/"+r.path)
+	}
+	var err error
+	for _, n := range names {
+		if _, err = p.run(ctx, p.save, n, file); err == nil {
+			return nil
+		}
+		if err = explainStorage(err, r, p.name); !errors.Is(err, ErrNotFound) {
+			break
+		}
+	}
+	return err
 }
 
 func lookProgram(r reference) (storageProgram, error) {
@@ -105,7 +124,7 @@ func (s *Store) converted(ctx context.Context, r reference, want platform) (Imag
 	}
 	out, err := p.run(ctx, p.id, r.path, "")
 	if err != nil {
-		return Image{}, false // saving it will tell what is wrong
+		return Image{}, false // saving it will tell what is wrong, or find it under another name
 	}
 	id := strings.TrimSpace(out)
 	if !strings.HasPrefix(id, "sha256:") {
