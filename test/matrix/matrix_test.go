@@ -244,7 +244,7 @@ func TestOtherBuilders(t *testing.T) {
 		compare(t, fcvm, "oci:"+layout, unpack(t, layout))
 		// And as buildah itself has it.
 		third := buildah("from", "localhost/changed")
-		compare(t, fcvm, "oci:"+layout, buildah("mount", third))
+		compare(t, fcvm, "oci:"+layout, buildah("mount", third), ".")
 		buildah("umount", third)
 	})
 }
