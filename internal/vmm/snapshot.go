@@ -3,6 +3,8 @@ package vmm
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
 )
 
 // ErrIncompatible: a snapshot was made by another VMM, version or CPU, or of a
@@ -54,6 +56,26 @@ type RestoreFrom struct {
 	// Phase is called when a phase ("spawn", "load") begins; the function that
 	// it returns is called at its end. nil: nobody listens.
 	Phase func(name string) (done func())
+}
+
+// Begin says that a phase begins; end, that it is over.
+func (f RestoreFrom) Begin(phase string) (end func()) {
+	if f.Phase == nil {
+		return func() {}
+	}
+	return f.Phase(phase)
+}
+
+// CheckMemory refuses a file that is not the memory of a machine of this size.
+func CheckMemory(path string, mib int) error {
+	st, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("open a snapshot's memory: %w", err)
+	}
+	if !st.Mode().IsRegular() || st.Size() != int64(mib)<<20 {
+		return fmt.Errorf("%w: memory file %s has %d bytes, not %d MiB", ErrIncompatible, path, st.Size(), mib)
+	}
+	return nil
 }
 
 // Restorer is implemented by Drivers that start machines from snapshots.

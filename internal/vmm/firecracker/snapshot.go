@@ -59,12 +59,12 @@ func (m *machine) Snapshot(ctx context.Context, to vmm.SnapshotFiles) (err error
 	if err != nil {
 		return err
 	}
-	defer func() { err = closeOrRemove(memory, to.Memory, err) }()
+	defer func() { err = memimage.CloseOrRemove(memory, err) }()
 	state, err := os.OpenFile(to.State, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
 		return err
 	}
-	defer func() { err = closeOrRemove(state, to.State, err) }()
+	defer func() { err = memimage.CloseOrRemove(state, err) }()
 
 	create := snapshotCreate{Type: "Full", State: to.State, Memory: to.Memory}
 	m.base.mu.Lock()
@@ -87,14 +87,6 @@ func tellsPages(f *os.File) bool {
 	return unix.Fstatfs(int(f.Fd()), &st) == nil && st.Bsize <= memimage.Page
 }
 
-func closeOrRemove(f *os.File, path string, err error) error {
-	err = errors.Join(err, f.Close())
-	if err != nil {
-		_ = os.Remove(path)
-	}
-	return err
-}
-
 // FinishSnapshot implements vmm.Snapshotter.
 func (m *machine) FinishSnapshot(ctx context.Context, to vmm.SnapshotFiles) (err error) {
 	defer func() {
@@ -108,7 +100,7 @@ func (m *machine) FinishSnapshot(ctx context.Context, to vmm.SnapshotFiles) (err
 	if err != nil {
 		return err
 	}
-	defer func() { err = closeOrRemove(f, to.Memory, err) }()
+	defer func() { err = memimage.CloseOrRemove(f, err) }()
 	st, err := f.Stat()
 	if err == nil && st.Size() != m.memory {
 		err = fmt.Errorf("%w: it has %d bytes, the guest has %d", errMemorySize, st.Size(), m.memory)
@@ -169,7 +161,7 @@ func (d *Driver) Restore(ctx context.Context, cfg vmm.Config, from vmm.RestoreFr
 	if err := checkRestore(&cfg, &from); err != nil {
 		return nil, err
 	}
-	end := begin(from, "spawn")
+	end := from.Begin("spawn")
 	m, err := d.spawn(ctx, &cfg)
 	if err != nil {
 		end()
@@ -179,7 +171,7 @@ func (d *Driver) Restore(ctx context.Context, cfg vmm.Config, from vmm.RestoreFr
 	err = m.call(ctx, get("/version", &v)) // waits until Firecracker answers
 	end()
 	if err == nil {
-		end = begin(from, "load")
+		end = from.Begin("load")
 		err = m.load(ctx, &cfg, from, v)
 		end()
 	}
@@ -187,13 +179,6 @@ func (d *Driver) Restore(ctx context.Context, cfg vmm.Config, from vmm.RestoreFr
 		return nil, errors.Join(fmt.Errorf("restore the machine: %w", err), m.Close())
 	}
 	return m, nil
-}
-
-func begin(from vmm.RestoreFrom, phase string) (end func()) {
-	if from.Phase == nil {
-		return func() {}
-	}
-	return from.Phase(phase)
 }
 
 // checkRestore refuses what cannot be restored before anything is started.
@@ -211,14 +196,7 @@ func checkRestore(cfg *vmm.Config, from *vmm.RestoreFrom) error {
 	if cfg.HugePages {
 		return fmt.Errorf("%w: Firecracker takes memory with huge pages from a page server only; use --memory server", vmm.ErrUnsupported)
 	}
-	st, err = os.Stat(from.Memory)
-	if err != nil {
-		return fmt.Errorf("open a snapshot's memory: %w", err)
-	}
-	if !st.Mode().IsRegular() || st.Size() != int64(cfg.MemoryMiB)<<20 {
-		return fmt.Errorf("%w: memory file %s has %d bytes, not %d MiB", vmm.ErrIncompatible, from.Memory, st.Size(), cfg.MemoryMiB)
-	}
-	return nil
+	return vmm.CheckMemory(from.Memory, cfg.MemoryMiB)
 }
 
 // load has Firecracker load a snapshot, and makes sure that it is of a machine

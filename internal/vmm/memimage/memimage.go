@@ -40,6 +40,16 @@ func Create(path string, size int64) (*os.File, error) {
 	return f, nil
 }
 
+// CloseOrRemove closes a new file, and removes it if it was not written: if err
+// is one, or closing fails. It returns both.
+func CloseOrRemove(f *os.File, err error) error {
+	err = errors.Join(err, f.Close())
+	if err != nil {
+		_ = os.Remove(f.Name())
+	}
+	return err
+}
+
 // Extents returns what of the first size bytes of a file is no hole, in order.
 // A file system that knows no holes has one extent.
 func Extents(f *os.File, size int64) ([]Range, error) {

@@ -68,6 +68,23 @@ func TestCreate(t *testing.T) {
 	}
 }
 
+func TestCloseOrRemove(t *testing.T) {
+	f, _ := image(t, "memory")
+	if err := CloseOrRemove(f, nil); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(f.Name()); err != nil {
+		t.Error(err)
+	}
+	f, _ = image(t, "memory")
+	if err := CloseOrRemove(f, fs.ErrInvalid); !errors.Is(err, fs.ErrInvalid) {
+		t.Error(err)
+	}
+	if _, err := os.Stat(f.Name()); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+}
+
 func TestCopyLeavesZerosOut(t *testing.T) {
 	src, want := image(t, "src", 0, 1, 5, 300, 511, 512, 699)
 	// Zeros that are stored.

@@ -46,20 +46,14 @@ func newMemory(mib int) (*guestMemory, error) {
 
 // openMemory opens a snapshot's memory.
 func openMemory(path string, mib int) (*guestMemory, error) {
+	if err := vmm.CheckMemory(path, mib); err != nil {
+		return nil, err
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("open a snapshot's memory: %w", err)
 	}
-	m := &guestMemory{file: f, size: int64(mib) << 20, private: true}
-	st, err := f.Stat()
-	if err == nil && (!st.Mode().IsRegular() || st.Size() != m.size) {
-		err = fmt.Errorf("%w: memory file %s has %d bytes, not %d MiB", vmm.ErrIncompatible, path, st.Size(), mib)
-	}
-	if err != nil {
-		_ = f.Close()
-		return nil, err
-	}
-	return m, nil
+	return &guestMemory{file: f, size: int64(mib) << 20, private: true}, nil
 }
 
 // keepHoles is a filter of system calls for a QEMU that opens a snapshot's

@@ -37,12 +37,12 @@ func (m *machine) Snapshot(ctx context.Context, to vmm.SnapshotFiles) (err error
 	if err != nil {
 		return err
 	}
-	defer func() { err = closeOrRemove(memory, to.Memory, err) }()
+	defer func() { err = memimage.CloseOrRemove(memory, err) }()
 	state, err := os.OpenFile(to.State, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
 		return err
 	}
-	defer func() { err = closeOrRemove(state, to.State, err) }()
+	defer func() { err = memimage.CloseOrRemove(state, err) }()
 
 	// Not "live": the disks stay this machine's, which goes on with them.
 	save := struct {
@@ -83,14 +83,6 @@ func (m *machine) checkPaused(ctx context.Context) error {
 	return nil
 }
 
-func closeOrRemove(f *os.File, path string, err error) error {
-	err = errors.Join(err, f.Close())
-	if err != nil {
-		_ = os.Remove(path)
-	}
-	return err
-}
-
 // FinishSnapshot implements vmm.Snapshotter.
 func (m *machine) FinishSnapshot(ctx context.Context, to vmm.SnapshotFiles) (err error) {
 	m.mu.Lock()
@@ -110,7 +102,7 @@ func (m *machine) FinishSnapshot(ctx context.Context, to vmm.SnapshotFiles) (err
 	if err != nil {
 		return err
 	}
-	defer func() { err = closeOrRemove(f, to.Memory, err) }()
+	defer func() { err = memimage.CloseOrRemove(f, err) }()
 	return m.memory.complete(ctx, f, saved)
 }
 
@@ -132,26 +124,19 @@ func (d *Driver) Restore(ctx context.Context, cfg vmm.Config, from vmm.RestoreFr
 	if err != nil {
 		return nil, err
 	}
-	end := begin(from, "spawn")
+	end := from.Begin("spawn")
 	m, err := d.spawn(ctx, &cfg, host{kvm: d.kvm.RunsGuest, restore: &info.QEMU}, memory, state)
 	end()
 	if err != nil {
 		return nil, err
 	}
-	end = begin(from, "load")
+	end = from.Begin("load")
 	err = m.load(ctx, info)
 	end()
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("restore the machine: %w", err), m.Close())
 	}
 	return m, nil
-}
-
-func begin(from vmm.RestoreFrom, phase string) (end func()) {
-	if from.Phase == nil {
-		return func() {}
-	}
-	return from.Phase(phase)
 }
 
 // openState opens a state that is to be loaded into a machine of this shape.
