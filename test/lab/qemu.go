@@ -12,9 +12,17 @@ import (
 )
 
 // minQEMU is the oldest QEMU that the lab is tried with: 7.2 hangs. None is
-// perfect: a guest in three or four is reset in mid-run, as if it had met a
-// triple fault, with 10.0.2 and with 10.0.13, and 11.1.3 was seen to give the
-// lab's own kernel a page fault for what is mapped.
+// perfect: 10.0.2 and 10.0.13 were seen to reset a guest in mid-run, and these
+// and 11.1.3 to kill the lab's own kernel between VMRUN and VMLOAD.
+//
+// One cause is known. VMRUN with an interrupt to inject (helper_vmrun, in
+// target/i386/tcg/system/svm_helper.c) leaves its vector in the CPU's
+// exception_index. A CPU that is asked to leave its guest before the next
+// #VMEXIT then delivers that interrupt once more, whether the guest takes
+// interrupts or not. With exception_index set back to -1 there, two guests of
+// two booted on one emulating thread (-accel tcg,thread=single), which asks all
+// the time; without, none did, of the same build of 10.0.13. Threads of their
+// own for the CPUs, the default, make it rare. Try such a build with -qemu.
 var minQEMU = version{10, 0, 13}
 
 // version is major, minor and micro.
