@@ -23,3 +23,21 @@ func TestSessionsDoNotFollowIntoAClone(t *testing.T) {
 	n := countOf(t, "guest")
 	eventually(t, "more of the container's work", func() bool { return countOf(t, "guest") > n })
 }
+
+// A guest with a systemd, which knows the machine's name and id as well.
+func TestCloneOfASystemdGuest(t *testing.T) {
+	detach(t, []string{"--name", "unit", "--init", "systemd", "--wait-ready", "log=^up"}, "busybox", "sh", "-c", counts)
+	clone(t, "--name", "unit-2", "unit")
+	id := func(vm string) string {
+		r := fcvm(t, "exec", "--guest", vm, "cat", "/etc/machine-id")
+		if r.code != 0 || len(r.stdout) != 33 {
+			t.Errorf("the machine id of %s: %+v", vm, r)
+		}
+		return r.stdout
+	}
+	if id("unit") == id("unit-2") {
+		t.Error("both have one machine id")
+	}
+	fcvm(t, "exec", "--guest", "unit-2", "sh", "-c", "hostname; systemctl is-active fc-agent; journalctl -q --no-pager -n 1 | wc -l").
+		want(t, 0, "unit-2\nactive\n1\n")
+}
