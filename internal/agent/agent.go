@@ -35,6 +35,8 @@ const (
 	selfPath   = runDir + "/fc-agent" // the agent's own file, for systemd
 	imageMount = runDir + "/image"    // the image's disk
 	scratchDir = runDir + "/scratch"  // the scratch disk
+	sharesDir  = runDir + "/shares"   // a directory for each share
+	disksDir   = runDir + "/disks"    // a directory for each disk of the plan's mounts
 	pidFile    = runDir + "/pid"      // the container's first process, written by conmon
 	cidFile    = runDir + "/cid"      // the container's id, written by Podman
 
@@ -77,6 +79,7 @@ type agent struct {
 	state     *state
 	container *container
 	restorer  *restorer
+	shares    *shares
 }
 
 func newAgent(p params, s *spawner) *agent {
@@ -86,6 +89,7 @@ func newAgent(p params, s *spawner) *agent {
 	}
 	a.container = newContainer(a)
 	a.restorer = &restorer{agent: a, root: "/", setClock: setClock, reseed: reseed}
+	a.shares = newShares(a)
 	return a
 }
 
@@ -113,6 +117,9 @@ func (a *agent) prepareGuest() error {
 	}
 	if err := configure(plan); err != nil {
 		return fmt.Errorf("configure the guest: %w", err)
+	}
+	if err := a.prepareMounts(plan.Container.Mounts); err != nil {
+		return fmt.Errorf("mount the container's volumes: %w", err)
 	}
 	return nil
 }

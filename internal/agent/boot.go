@@ -58,7 +58,7 @@ func (a *agent) bootHere() error {
 	if a.extra, err = readModules(extraList); err != nil {
 		return err
 	}
-	if err := a.loadAlways(); err != nil {
+	if err := a.loadNow(alwaysModules...); err != nil {
 		return err
 	}
 	if err := switchRoot(); err != nil {
@@ -260,6 +260,7 @@ func copySelf() error {
 // runs with -no-reboot.
 func powerOff() {
 	unix.Sync()
+	freezeDisks()
 	if err := unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART); err != nil {
 		slog.Error("power off", "error", err)
 	}

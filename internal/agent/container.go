@@ -106,6 +106,9 @@ func (c *container) launch(spec *agentapi.Container) error {
 	c.started = true
 	c.agent.state.set(agentapi.PhaseStarting)
 	c.agent.loadExtra(spec)
+	if err := c.agent.shares.wait(); err != nil {
+		return err
+	}
 	cmd, err := c.engine.command(spec)
 	if err != nil {
 		return err

@@ -56,12 +56,15 @@ func (ms modules) load() error {
 // Besides one another they need nothing that is not loaded first.
 var alwaysModules = []string{"virtio_balloon.ko", "inet_diag.ko", "tcp_diag.ko"}
 
-// loadAlways loads these of the modules that wait. A kernel may have them built
+// fuseModule is for guests with shares. It needs no other.
+const fuseModule = "fuse.ko"
+
+// loadNow loads these of the modules that wait. A kernel may have them built
 // in.
-func (a *agent) loadAlways() error {
+func (a *agent) loadNow(names ...string) error {
 	var now, later modules
 	for _, f := range a.extra {
-		if slices.Contains(alwaysModules, filepath.Base(f.Name())) {
+		if slices.Contains(names, filepath.Base(f.Name())) {
 			now = append(now, f)
 		} else {
 			later = append(later, f)

@@ -59,6 +59,9 @@ func podmanRun(c *agentapi.Container) *exec.Cmd {
 	f.each("cap-drop", c.CapDrop)
 	f.each("tmpfs", c.Tmpfs)
 	f.each("volume", c.Volumes)
+	for _, m := range c.Mounts {
+		f.set("volume", bind(m))
+	}
 	for _, k := range slices.Sorted(maps.Keys(c.Labels)) {
 		f.add("--label=" + k + "=" + c.Labels[k])
 	}

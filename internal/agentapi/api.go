@@ -15,6 +15,7 @@
 //	GET  /v1/processes         Processes of the container; ?guest=1: of the guest
 //	POST /v1/copy/in           CopyRequest as query; a tar stream into the container; CopyResponse
 //	GET  /v1/copy/out          CopyRequest as query; a tar stream out of it
+//	POST /v1/share             ShareRequest, upgrade to a stream of SFTP; again when it was lost
 //	POST /v1/restore           RestoreRequest, after a snapshot was loaded; RestoreResponse
 //	POST /v1/shutdown          sync the disks and power off
 //
@@ -45,6 +46,7 @@ const (
 	PathProcs    = "/v1/processes"
 	PathCopyIn   = "/v1/copy/in"
 	PathCopyOut  = "/v1/copy/out"
+	PathShare    = "/v1/share"
 	PathRestore  = "/v1/restore"
 	PathShutdown = "/v1/shutdown"
 )
@@ -91,6 +93,9 @@ const (
 	DiskScratch = 2 // writable, per VM: /dev/vdc
 )
 
+// DiskVolumes is the first of the disks that the plan's mounts name: /dev/vdd.
+const DiskVolumes = 3
+
 // ImageRoot is the directory on the image's disk that holds the image's tree.
 // The disk's own root has entries of ext4's (lost+found) that the image has not.
 const ImageRoot = "rootfs"
@@ -132,10 +137,31 @@ type Container struct {
 	CapAdd      []string          `json:"cap_add,omitempty"`
 	CapDrop     []string          `json:"cap_drop,omitempty"`
 	Tmpfs       []string          `json:"tmpfs,omitempty"`
-	Volumes     []string          `json:"volumes,omitempty"` // the image's VOLUMEs: anonymous, on the scratch disk
+	Volumes     []string          `json:"volumes,omitempty"` // anonymous, on the scratch disk: the image's VOLUMEs, and others
+	Mounts      []Mount           `json:"mounts,omitempty"`
 	Interactive bool              `json:"interactive,omitempty"`
 	TTY         bool              `json:"tty,omitempty"`
 	StopSignal  string            `json:"stop_signal,omitempty"`
+}
+
+// Mount is a directory, or a file, of the container's that lies on a share or a
+// disk.
+type Mount struct {
+	Target   string `json:"target"` // absolute, in the container
+	ReadOnly bool   `json:"read_only,omitempty"`
+	Share    string `json:"share,omitempty"` // its name; empty: it is a disk
+	File     bool   `json:"file,omitempty"`  // of a share: the one file ShareFile, not the directory
+	Disk     int    `json:"disk,omitempty"`  // number of the disk, DiskVolumes or more
+}
+
+// ShareFile is the name of the one file of a share that is a file.
+const ShareFile = "file"
+
+// ShareRequest opens the stream by which the host serves a share of the plan's.
+// The agent mounts it when it comes first. Another one takes the place of the
+// one before it, as after a restore: what the container has open stays open.
+type ShareRequest struct {
+	Name string `json:"name"`
 }
 
 // Phase is how far the guest is.

@@ -70,12 +70,37 @@ func (c *Client) Exec(ctx context.Context, req agentapi.ExecRequest) (*Stream, e
 	return s, nil
 }
 
+// Share opens the stream by which a share is served (agentapi.ShareRequest).
+func (c *Client) Share(ctx context.Context, name string) (io.ReadWriteCloser, error) {
+	conn, r, err := c.upgraded(ctx, agentapi.PathShare, agentapi.ShareRequest{Name: name})
+	if err != nil {
+		return nil, fmt.Errorf("open the share %s: %w", name, err)
+	}
+	return struct {
+		io.Reader
+		io.WriteCloser
+	}{r, conn}, nil
+}
+
 func (c *Client) stream(ctx context.Context, path string, body any) (*Stream, error) {
+	conn, r, err := c.upgraded(ctx, path, body)
+	if err != nil {
+		return nil, err
+	}
+	return &Stream{
+		conn: conn, in: agentapi.NewFrameReader(r), out: agentapi.NewFrameWriter(conn),
+		window: newWindow(agentapi.StdinWindow), done: make(chan struct{}), close: sync.OnceValue(conn.Close),
+	}, nil
+}
+
+// upgraded opens a connection that is a stream from here on. What comes is read
+// from the reader.
+func (c *Client) upgraded(ctx context.Context, path string, body any) (net.Conn, io.Reader, error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
 	conn, err := c.dial(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	stop := closeOnDone(ctx, conn)
 	r, err := upgrade(ctx, conn, path, body)
@@ -87,12 +112,9 @@ func (c *Client) stream(ctx context.Context, path string, body any) (*Stream, er
 		if ctx.Err() != nil {
 			err = fmt.Errorf("%w (%w)", ctx.Err(), err)
 		}
-		return nil, err
+		return nil, nil, err
 	}
-	return &Stream{
-		conn: conn, in: agentapi.NewFrameReader(r), out: agentapi.NewFrameWriter(conn),
-		window: newWindow(agentapi.StdinWindow), done: make(chan struct{}), close: sync.OnceValue(conn.Close),
-	}, nil
+	return conn, r, nil
 }
 
 // closeOnDone closes conn when ctx ends; stop undoes it and reports whether

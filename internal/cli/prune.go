@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -18,9 +19,10 @@ import (
 const maxAnswer = 1024
 
 type pruneOptions struct {
-	all    bool
-	force  bool
-	dryRun bool
+	all     bool
+	force   bool
+	dryRun  bool
+	volumes bool
 }
 
 func newSystemPruneCommand(a *app, run func(context.Context, *app, *pruneOptions) error) *cobra.Command {
@@ -33,7 +35,8 @@ logs and disks; snapshots that were taken automatically; images that no
 reference points at any more; kernels, guest roots and VMMs that others have
 taken the place of; and what interrupted downloads and setups have left. With
 --all also every image that no VM uses, templates of scratch disks, all
-snapshots, and VMs whose record is broken.
+snapshots, and VMs whose record is broken. Named volumes go only with
+--volumes.
 
 Nothing goes that a VM uses which runs, or which is kept, or that a snapshot
 needs. It is safe beside other commands: what they come to use meanwhile stays.`,
@@ -45,6 +48,7 @@ needs. It is safe beside other commands: what they come to use meanwhile stays.`
 		RunE:              interruptible(func(ctx context.Context, _ []string) error { return run(ctx, a, o) }),
 	}
 	cmd.Flags().BoolVarP(&o.all, "all", "a", false, "remove all that no VM uses, not only what is outdated")
+	cmd.Flags().BoolVar(&o.volumes, "volumes", false, "remove named volumes, too, that no VM uses, with all that is in them")
 	cmd.Flags().BoolVarP(&o.force, "force", "f", false, "do not ask")
 	cmd.Flags().BoolVarP(&o.dryRun, "dry-run", "n", false, "only say what would be removed")
 	return cmd
@@ -57,8 +61,14 @@ func runSystemPrune(ctx context.Context, a *app, o *pruneOptions) error {
 	if err != nil {
 		return err
 	}
+	inv.PruneVolumes = o.volumes
+	return a.prune(ctx, inv, o, inventory.Kinds...)
+}
+
+// prune removes what is not used of these kinds.
+func (a *app) prune(ctx context.Context, inv *inventory.Inventory, o *pruneOptions, kinds ...inventory.Kind) error {
 	items, listErr := inv.List()
-	unused := inventory.Unused(items, o.all)
+	unused := slices.DeleteFunc(inventory.Unused(items, o.all), func(i inventory.Item) bool { return !slices.Contains(kinds, i.Kind) })
 	return errors.Join(listErr, a.removeUnused(ctx, unused, o.force, o.dryRun))
 }
 

@@ -14,12 +14,14 @@ import (
 	"github.com/fcvm/fcvm/internal/setup"
 	"github.com/fcvm/fcvm/internal/supervisor"
 	"github.com/fcvm/fcvm/internal/vm"
+	"github.com/fcvm/fcvm/internal/volume"
 )
 
 // What a VM has when nothing else is said.
 const (
-	defaultCPUs      = 2
-	defaultMemoryMiB = 512
+	defaultCPUs       = 2
+	defaultMemoryMiB  = 512
+	defaultScratchMiB = 16 << 10
 )
 
 // runOptions is `fcvm run` as it was typed.
@@ -39,6 +41,9 @@ type runOptions struct {
 	save      string // name of a snapshot
 	onRestore []string
 	ioRate    uint64 // bytes a second
+	scratch   int    // MiB
+	diskRate  uint64 // bytes a second
+	diskOps   uint64 // requests a second
 	init      vm.Init
 	logs      vm.Logs
 	logSize   int // MiB
@@ -61,6 +66,7 @@ type runOptions struct {
 	capAdd        []string
 	capDrop       []string
 	tmpfs         []string
+	mounts        volume.Flags
 	interactive   bool
 	tty           bool
 
@@ -140,12 +146,24 @@ func (o *runOptions) register(cmd *cobra.Command) {
 	f.StringSliceVar(&o.capDrop, "cap-drop", nil, "drop a Linux `CAPABILITY`")
 	f.StringArrayVar(&o.tmpfs, "tmpfs", nil, "mount a tmpfs: `PATH[:OPTIONS]`")
 
+	f.StringArrayVarP(&o.mounts.Volumes, "volume", "v", nil, "share a directory or file, or attach a disk: `HOST:GUEST[:ro]`; NAME:GUEST for a named volume")
+	f.StringArrayVar(&o.mounts.Maps, "map", nil, "the same as --volume")
+	f.StringArrayVar(&o.mounts.Mounts, "mount", nil, "the same in long: `type=bind|volume|tmpfs|disk,source=…,target=…[,readonly]`")
+	addChoice(cmd, newChoice(&o.mounts.Mode, volume.ModeLive, volume.ModeBlock), "map-mode", "what a directory becomes: live is shared, block is a disk made of it, the VM's own")
+
 	o.memory = defaultMemoryMiB
 	f.IntVar(&o.cpus, "cpu", defaultCPUs, "`NUMBER` of virtual CPUs")
 	f.Var(memory{&o.memory}, "mem", "memory of the VM: a number of MiB, or 512m, 2g")
 	f.BoolVar(&o.hugePages, "hugepages", false, "back the memory by the host's huge pages, which it must have in reserve (vm.nr_hugepages)")
 	f.Var(memory{&o.balloon}, "balloon", "take `SIZE` of it back from the guest once it is up; see fcvm update")
 	f.Var(rate{&o.ioRate}, "io-max", "read and write at most so much of the host's disk a second: `SIZE`, as 50m; 0 for no limit")
+	o.scratch = defaultScratchMiB
+	f.Var(memory{&o.scratch}, "scratch-size", "how much the container and the VM around it can write, as 512m, 100g; it costs what is written")
+	f.Var(rate{&o.diskRate}, "disk-bps", "let the guest read and write at most so many bytes of each of its disks a second: `SIZE`, as 50m; 0 for no limit")
+	f.Uint64Var(&o.diskOps, "disk-iops", 0, "let the guest make at most this `NUMBER` of requests to each of its disks a second; 0 for no limit")
+	for _, flag := range []string{"scratch-size", "disk-bps", "disk-iops"} {
+		complete(cmd, flag, cobra.NoFileCompletions)
+	}
 	o.network.register(cmd)
 	addChoice(cmd, newChoice(&o.pull, image.PullMissing, image.PullAlways, image.PullNever), "pull", "when to ask the registry for the image")
 	f.StringVar(&o.platform, "platform", "", "take the image for `OS/ARCH`")

@@ -24,7 +24,7 @@ import (
 func defaultSpec() vm.Spec {
 	return vm.Spec{
 		Image: "img", Driver: "auto", CPUs: defaultCPUs, MemoryMiB: defaultMemoryMiB, Init: vm.InitAgent, Logs: vm.LogsStream, LogMiB: 64,
-		Remove: true, Network: vm.NetworkSpec{Backend: "auto", Mode: vm.ModeAuto},
+		Remove: true, Network: vm.NetworkSpec{Backend: "auto", Mode: vm.ModeAuto}, ScratchMiB: defaultScratchMiB,
 	}
 }
 
@@ -72,6 +72,15 @@ func TestRunFlagsMakeTheSpec(t *testing.T) {
 			s.Network = vm.NetworkSpec{Backend: "usernet", Mode: vm.ModeAuto, Publish: []string{"8080:80", "53:53/udp"}}
 		}},
 		{"--balloon 128m --io-max 50m img", func(s *vm.Spec) { s.BalloonMiB, s.IORate = 128, 50<<20 }},
+		{"--scratch-size 1g --disk-bps 10m --disk-iops 100 img", func(s *vm.Spec) { s.ScratchMiB, s.DiskRate, s.DiskOps = 1024, 10<<20, 100 }},
+		{"-v data:/a -v /usr:/b:ro --map /usr:/m --mount type=tmpfs,target=/t --map-mode block img", func(s *vm.Spec) {
+			s.Mounts = []vm.Mount{
+				{Kind: vm.MountVolume, Source: "data", Target: "/a", SizeMiB: 16384},
+				{Kind: vm.MountBlock, Source: "/usr", Target: "/b", ReadOnly: true, SizeMiB: 16384},
+				{Kind: vm.MountBlock, Source: "/usr", Target: "/m", SizeMiB: 16384},
+				{Kind: vm.MountTmpfs, Target: "/t"},
+			}
+		}},
 		{"--boot-timeout 90s img", func(s *vm.Spec) { s.BootTimeout = 90 * time.Second }},
 	} {
 		t.Run(c.args, func(t *testing.T) {

@@ -41,11 +41,15 @@ func (o *runOptions) spec(lookup func(string) (string, bool)) (vm.Spec, error) {
 	if err != nil {
 		return vm.Spec{}, err
 	}
+	mounts, err := o.mounts.Resolve()
+	if err != nil {
+		return vm.Spec{}, err
+	}
 	s := vm.Spec{
 		Restart: restart, Gate: gate, Health: health, OnRestore: o.onRestore,
 		Image: o.image, Driver: o.driver, CPUs: o.cpus, MemoryMiB: o.memory, HugePages: o.hugePages, BalloonMiB: o.balloon, Init: o.init, Labels: labels,
 		Logs: o.logs, LogMiB: o.logSize, Remove: o.remove, BootTimeout: o.bootTimeout, IORate: o.ioRate,
-		Network: network,
+		Network: network, Mounts: mounts, ScratchMiB: o.scratch, DiskRate: o.diskRate, DiskOps: o.diskOps,
 		Container: vm.ContainerSpec{
 			Entrypoint: entrypoint, Command: o.command, Env: env, WorkDir: o.workDir, User: o.user, Hostname: o.hostname,
 			Privileged: o.privileged, ReadOnly: o.readOnly, CapAdd: o.capAdd, CapDrop: o.capDrop, Tmpfs: o.tmpfs,

@@ -13,6 +13,7 @@ import (
 
 	"github.com/fcvm/fcvm/internal/inventory"
 	"github.com/fcvm/fcvm/internal/progress"
+	"github.com/fcvm/fcvm/internal/volume"
 )
 
 func newSystemCommand(a *app) *cobra.Command {
@@ -65,7 +66,7 @@ func (a *app) openInventory() (*inventory.Inventory, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &inventory.Inventory{Store: st, Images: images, Setup: newSetup(st.Layout()), Snapshots: snapshotsOf(st.Layout())}, nil
+	return &inventory.Inventory{Store: st, Images: images, Setup: newSetup(st.Layout()), Snapshots: snapshotsOf(st.Layout()), Volumes: volume.NewStore(st.Layout())}, nil
 }
 
 // dfRow is all there is of one kind.

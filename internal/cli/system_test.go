@@ -164,11 +164,11 @@ func TestDfAddsUpByKind(t *testing.T) {
 	if err := json.Unmarshal([]byte(h.ok("system", "df", "--format", "json")), &rows); err != nil {
 		t.Fatal(err)
 	}
-	if len(rows) != 9 || rows[0].Total != 2 || rows[0].Active != 1 || rows[0].Reclaimable == 0 || rows[0].Reclaimable >= rows[0].Size ||
+	if len(rows) != 10 || rows[0].Total != 2 || rows[0].Active != 1 || rows[0].Reclaimable == 0 || rows[0].Reclaimable >= rows[0].Size ||
 		rows[2].Total != 1 || rows[2].Active != 0 || rows[2].Size < 8192 || rows[2].Reclaimable != rows[2].Size {
 		t.Errorf("%+v", rows)
 	}
-	if out := h.ok("system", "df"); strings.Count(out, "\n") != 10 || !strings.Contains(out, "RECLAIMABLE") {
+	if out := h.ok("system", "df"); strings.Count(out, "\n") != 11 || !strings.Contains(out, "RECLAIMABLE") {
 		t.Errorf("table:\n%s", out)
 	}
 	if out := h.ok("system", "df", "-v"); !strings.Contains(out, "docker.io/library/x") || !strings.Contains(out, "ended") {

@@ -22,6 +22,7 @@ import (
 	"github.com/fcvm/fcvm/internal/vmm/firecracker"
 	"github.com/fcvm/fcvm/internal/vmm/kvm"
 	"github.com/fcvm/fcvm/internal/vmm/qemu"
+	"github.com/fcvm/fcvm/internal/volume"
 )
 
 func (a *app) layout() (paths.Layout, error) {
@@ -91,7 +92,7 @@ func (a *app) deps() (supervisor.Deps, error) {
 		return supervisor.Deps{}, err
 	}
 	return supervisor.Deps{
-		Store: st, Setup: newSetup(st.Layout()), Images: images, Snapshots: snapshotsOf(st.Layout()),
+		Store: st, Setup: newSetup(st.Layout()), Images: images, Snapshots: snapshotsOf(st.Layout()), Volumes: volume.NewStore(st.Layout()),
 		Drivers: a.drivers(st.Layout(), kvm.Probe()), Networks: networks(subnet),
 	}, nil
 }

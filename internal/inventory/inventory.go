@@ -25,6 +25,7 @@ import (
 	"github.com/fcvm/fcvm/internal/store"
 	"github.com/fcvm/fcvm/internal/usage"
 	"github.com/fcvm/fcvm/internal/vm"
+	"github.com/fcvm/fcvm/internal/volume"
 )
 
 // Kind of an item.
@@ -40,11 +41,12 @@ const (
 	Root     Kind = "guest root"
 	VMM      Kind = "VMM"
 	Scratch  Kind = "scratch template"
+	Volume   Kind = "volume"
 	Leftover Kind = "leftover"
 )
 
 // Kinds are all of them.
-var Kinds = []Kind{VM, Snapshot, Image, Layers, Kernel, Root, VMM, Scratch, Leftover}
+var Kinds = []Kind{VM, Snapshot, Image, Layers, Kernel, Root, VMM, Scratch, Volume, Leftover}
 
 // Item is one thing in the data directory.
 type Item struct {
@@ -74,6 +76,10 @@ type Inventory struct {
 	Snapshots *snapshot.Store
 	Images    *image.Store
 	Setup     *setup.Setup
+	// Volumes are named volumes. They are listed, and never unused unless
+	// PruneVolumes is set: nobody can make again what is in them.
+	Volumes      *volume.Store
+	PruneVolumes bool
 }
 
 // List returns all that there is. What cannot be listed is left out, and told
@@ -91,7 +97,7 @@ func (v *Inventory) List() ([]Item, error) {
 		items  []Item
 		failed []error
 	)
-	for _, part := range []func([]store.Entry, *usersTable) ([]Item, error){v.vms, v.snapshots, v.images, v.parts, v.templates} {
+	for _, part := range []func([]store.Entry, *usersTable) ([]Item, error){v.vms, v.snapshots, v.images, v.parts, v.templates, v.volumes} {
 		found, err := part(entries, users)
 		items = append(items, found...)
 		failed = append(failed, err)
@@ -223,6 +229,30 @@ func (v *Inventory) templates([]store.Entry, *usersTable) ([]Item, error) {
 		items = append(items, i)
 	}
 	return items, nil
+}
+
+func (v *Inventory) volumes(_ []store.Entry, u *usersTable) ([]Item, error) {
+	list, err := v.Volumes.List()
+	var items []Item
+	for _, info := range list {
+		dir := string(v.Store.Layout().Volume(info.Name))
+		i := Item{Kind: Volume, ID: info.Name, State: "unused", Path: dir}
+		i.Users, i.Active = u.of("volume "+info.Name, dir)
+		if i.Active {
+			i.State = "in use"
+		}
+		if v.PruneVolumes {
+			i.remove = func(context.Context) (bool, error) {
+				err := v.Volumes.Remove(info.Name)
+				if errors.Is(err, volume.ErrInUse) || errors.Is(err, volume.ErrNotFound) {
+					return false, nil
+				}
+				return err == nil, err
+			}
+		}
+		items = append(items, i)
+	}
+	return items, err
 }
 
 // used asks anew whether any VM uses a thing.

@@ -14,6 +14,7 @@
 //	  images/                    the image cache (package image)
 //	  versions.json              what VMMs have said to --version
 //	  snapshots/ID/              one snapshot (package snapshot)
+//	  volumes/NAME/              named volumes: disk.ext4, volume.json, lock
 //	  vms/ID/                    one VM: record, lock, disks, logs, the VMM's sockets,
 //	                             room for the record, a link to its control group
 //	RUNTIME/vms/ID.sock          the supervisor's control socket
@@ -107,6 +108,19 @@ func (l Layout) Versions() string         { return filepath.Join(l.Data, "versio
 func (l Layout) Events() string           { return filepath.Join(l.Data, "events.jsonl") }
 func (l Layout) VMs() string              { return filepath.Join(l.Data, "vms") }
 func (l Layout) VM(id string) VMDir       { return VMDir(filepath.Join(l.VMs(), id)) }
+func (l Layout) Volumes() string          { return filepath.Join(l.Data, "volumes") }
+func (l Layout) Volume(name string) VolumeDir {
+	return VolumeDir(filepath.Join(l.Volumes(), name))
+}
+
+// VolumeDir is one named volume's directory.
+type VolumeDir string
+
+func (d VolumeDir) join(name string) string { return filepath.Join(string(d), name) }
+
+func (d VolumeDir) Disk() string { return d.join("disk.ext4") }
+func (d VolumeDir) Info() string { return d.join("volume.json") }
+func (d VolumeDir) Lock() string { return d.join("lock") } // held by VMs that use it: shared by readers, or by one writer
 
 // ControlSuffix ends the name of a control socket; the VM's id is before it.
 const ControlSuffix = ".sock"
@@ -155,6 +169,10 @@ const (
 	VsockName   = "vsock.sock"
 	CgroupName  = "cgroup" // a link to the VM's control group, while there is one
 )
+
+// VolumeName is the n-th disk of a VM's mounts, from 0 on: its own file, or a
+// link to what others may use, too.
+func VolumeName(n int) string { return fmt.Sprintf("volume%d.ext4", n) }
 
 func (d VMDir) join(name string) string { return filepath.Join(string(d), name) }
 

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -80,7 +81,7 @@ func missing(template string, err error) bool {
 
 // makeTemplate makes a file system beside path and renames it there.
 func makeTemplate(ctx context.Context, path string, size int64) (err error) {
-	mkfs, err := findMkfs()
+	program, err := findMkfs()
 	if err != nil {
 		return err
 	}
@@ -101,11 +102,7 @@ func makeTemplate(ctx context.Context, path string, size int64) (err error) {
 	if err := errors.Join(f.Truncate(size), f.Close()); err != nil {
 		return err
 	}
-	err = runMkfs(ctx, mkfs, scratchOptions, f.Name())
-	if err != nil && ctx.Err() == nil {
-		err = runMkfs(ctx, mkfs, scratchOptionsOld, f.Name())
-	}
-	if err != nil {
+	if err := (mkfs{program: program, features: scratchFeatures}).run(ctx, f.Name()); err != nil {
 		return err
 	}
 	return os.Rename(f.Name(), path)
@@ -169,12 +166,35 @@ func findMkfs() (string, error) {
 	return "", fmt.Errorf("%w: mkfs.ext4; install the package e2fsprogs", ErrTool)
 }
 
-func runMkfs(ctx context.Context, mkfs, options, path string) error {
-	cmd := exec.CommandContext(ctx, mkfs, "-q", "-F", "-b", "4096", "-m", "0", "-O", scratchFeatures, "-E", options, path)
+// mkfs is a run of mkfs.ext4.
+type mkfs struct {
+	program  string
+	features string
+	args     []string
+	own      bool // files of this user's are root's on the disk, others' nobody's
+}
+
+func (m mkfs) run(ctx context.Context, path string) error {
+	err := m.try(ctx, scratchOptions, path)
+	if err != nil && ctx.Err() == nil && !errors.Is(err, unix.ENOSPC) {
+		err = m.try(ctx, scratchOptionsOld, path)
+	}
+	return err
+}
+
+func (m mkfs) try(ctx context.Context, options, path string) error {
+	args := append([]string{"-q", "-F", "-b", "4096", "-m", "0", "-O", m.features, "-E", options}, m.args...)
+	cmd := exec.CommandContext(ctx, m.program, append(args, path)...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8")
 	cmd.WaitDelay = mkfsGrace
 	// A Ctrl-C on the terminal is for fcvm, which ends ctx.
-	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if m.own {
+		// In a user namespace in which this user is root.
+		cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWUSER
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Geteuid(), Size: 1}}
+		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{HostID: os.Getegid(), Size: 1}}
+	}
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	if err := cmd.Run(); err != nil {

@@ -160,8 +160,8 @@ func (in *instance) manifest(o captureOptions) snapshot.Manifest {
 	if in.from != nil {
 		m.Source.Snapshot = in.from.Manifest.ID
 	}
-	for _, d := range in.disks() {
-		m.Disks = append(m.Disks, snapshot.Disk{ID: d.ID, Name: d.Path, ReadOnly: d.ReadOnly})
+	for i, d := range in.disks() {
+		m.Disks = append(m.Disks, snapshot.Disk{ID: d.ID, Name: d.Path, ReadOnly: d.ReadOnly, Path: in.sharedPath(i)})
 	}
 	return m
 }

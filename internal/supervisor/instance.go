@@ -252,7 +252,7 @@ func (e *StartError) Error() string {
 // with their VMM, which is faster.
 func (in *instance) shutDown(ctx context.Context, err error) {
 	in.gone.set(nil)
-	if in.machine == nil || in.agent == nil || in.Spec.Remove || err != nil || in.signals.killed() {
+	if in.machine == nil || in.agent == nil || (in.Spec.Remove && !in.keepsDisks()) || err != nil || in.signals.killed() {
 		return
 	}
 	if in.agent.Shutdown(ctx) != nil {

@@ -16,10 +16,6 @@ import (
 	"github.com/fcvm/fcvm/internal/vmm"
 )
 
-// scratchSize is what a VM may write, bytes. The disk is sparse: it costs
-// what was written.
-const scratchSize = 16 << 30
-
 // layOutDisks puts everything that the VMM opens into the VM's directory,
 // under the names that every VM has.
 func (in *instance) layOutDisks(ctx context.Context) error {
@@ -30,9 +26,12 @@ func (in *instance) layOutDisks(ctx context.Context) error {
 	if in.from != nil {
 		return in.copyDisks(ctx)
 	}
+	if err := in.linkVolumes(); err != nil {
+		return err
+	}
 	templates := in.Store.Layout().ScratchTemplates()
 	return fresh(string(in.vm.Dir()), paths.ScratchName, func(path string) error {
-		return rootfs.Scratch(ctx, templates, scratchSize, path)
+		return rootfs.Scratch(ctx, templates, int64(in.Spec.ScratchMiB)<<20, path)
 	})
 }
 
@@ -55,11 +54,11 @@ func (in *instance) linkShared() error {
 
 // disks are the guest's, in its order.
 func (in *instance) disks() []vmm.Disk {
-	return []vmm.Disk{
+	return in.withVolumes([]vmm.Disk{
 		agentapi.DiskRoot:    {ID: "root", Path: paths.RootName, ReadOnly: true},
 		agentapi.DiskImage:   {ID: "image", Path: paths.ImageName, ReadOnly: true},
 		agentapi.DiskScratch: {ID: "scratch", Path: paths.ScratchName},
-	}
+	})
 }
 
 // fresh makes a file of the VM's in place of one that an earlier start left.

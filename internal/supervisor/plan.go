@@ -27,8 +27,8 @@ func (in *instance) plan() *agentapi.Plan {
 			Name: rec.Name, Image: in.Spec.Image, Args: rec.Resolved.Command,
 			Env: process.Env, WorkDir: process.WorkDir, User: process.User,
 			Hostname: c.Hostname, Labels: mergeMaps(img.Labels, in.Spec.Labels),
-			Privileged: c.Privileged, ReadOnly: c.ReadOnly, CapAdd: c.CapAdd, CapDrop: c.CapDrop, Tmpfs: c.Tmpfs,
-			Volumes: img.Volumes, Interactive: c.Interactive, TTY: c.TTY,
+			Privileged: c.Privileged, ReadOnly: c.ReadOnly, CapAdd: c.CapAdd, CapDrop: c.CapDrop, Tmpfs: in.tmpfs(),
+			Volumes: in.anonymousVolumes(), Mounts: in.planMounts(), Interactive: c.Interactive, TTY: c.TTY,
 			StopSignal: img.StopSignal,
 		},
 	}

@@ -26,7 +26,13 @@ func (in *instance) watchRoom(before bool) (full bool) {
 		return full
 	}
 	text := fmt.Sprintf("the file system of %s is full: what the container writes to its disk may be lost; make room there", dir)
-	now := time.Now()
+	in.warn(text, time.Now())
+	return full
+}
+
+// warn writes down, and tells who started the VM, what has gone wrong on the host
+// without ending it.
+func (in *instance) warn(text string, now time.Time) {
 	if in.vm.Update(func(r *vm.Record) error { r.Warn(text, now); return nil }) != nil {
 		// There is no room for it yet; there will be at the end.
 		in.mu.Lock()
@@ -36,5 +42,4 @@ func (in *instance) watchRoom(before bool) (full bool) {
 	if w := in.Stdio.Err; w != nil {
 		_, _ = fmt.Fprintf(w, "fcvm: %s\n", text) // nobody may be reading
 	}
-	return full
 }

@@ -43,7 +43,8 @@ type life struct {
 	driver    vmm.Driver
 	artifacts *setup.Artifacts
 	image     image.Image
-	ports     []string // as for -p; after the first start with the host ports that were chosen
+	volumes   []volumeDisk // of the mounts that are disks, in their order
+	ports     []string     // as for -p; after the first start with the host ports that were chosen
 
 	ready     *latch // the readiness gate is open, or never will be
 	readyOnce sync.Once
@@ -83,7 +84,7 @@ func run(ctx context.Context, d Deps, o Options) (Result, error) {
 // live goes from nothing to the end of the container, and through its restarts.
 func (l *life) live(ctx context.Context) (int, error) {
 	for _, step := range []func(context.Context) error{
-		l.checkSnapshot, l.chooseDriver, l.takeArtifacts, l.serveControl, l.getImage,
+		l.checkSnapshot, l.chooseDriver, l.takeArtifacts, l.serveControl, l.getImage, l.takeVolumes,
 	} {
 		if err := step(ctx); err != nil {
 			return 0, err
@@ -161,11 +162,11 @@ func (l *life) runInstance(ctx context.Context) (code int, err error) {
 func (in *instance) steps() []func(context.Context) error {
 	if in.Clone != nil {
 		return []func(context.Context) error{
-			in.openNetwork, in.layOutDisks, in.openGroup, in.restore, in.makeOwn, in.runHooks, in.joinContainer,
+			in.openNetwork, in.layOutDisks, in.openGroup, in.restore, in.makeOwn, in.serveShares, in.runHooks, in.joinContainer,
 		}
 	}
 	return []func(context.Context) error{
-		in.openNetwork, in.findWarm, in.layOutDisks, in.openGroup, in.comeUp, in.getReady, in.inflate, in.startContainer,
+		in.openNetwork, in.findWarm, in.layOutDisks, in.openGroup, in.comeUp, in.getReady, in.serveShares, in.inflate, in.startContainer,
 	}
 }
 

@@ -27,6 +27,7 @@ import (
 	"github.com/fcvm/fcvm/internal/store"
 	"github.com/fcvm/fcvm/internal/vm"
 	"github.com/fcvm/fcvm/internal/vmm"
+	"github.com/fcvm/fcvm/internal/volume"
 )
 
 // Sentinel errors of a run. Each comes wrapped with what happened and what to do.
@@ -47,6 +48,7 @@ type Deps struct {
 	Setup     *setup.Setup
 	Images    *image.Store
 	Snapshots *snapshot.Store
+	Volumes   *volume.Store
 	Drivers   []vmm.Driver      // in the order in which "auto" tries them
 	Networks  []network.Backend // in the order in which "auto" tries them
 }

@@ -55,7 +55,8 @@ func (in *instance) findWarm(ctx context.Context) error {
 func (in *instance) warmable() bool {
 	_, restores := in.driver.(vmm.Restorer)
 	// A guest on huge pages is given its memory by a server alone.
-	return !in.NoCache && restores && !in.Spec.HugePages && !in.diskInMemory()
+	return !in.NoCache && restores && !in.Spec.HugePages && !in.diskInMemory() &&
+		len(in.volumes) == 0 // whose disks are not the same
 }
 
 // makeWarmKey is a digest of all that a guest depends on that has its root, and
@@ -72,8 +73,8 @@ func (in *instance) makeWarmKey() (string, error) {
 		Cmdline string
 		Link    string
 		Disks   []vmm.Disk
-		Scratch int64
-	}{warmVersion, in.needs(), filepath.Base(in.artifacts.Initrd), in.cmdline(), link, in.disks(), scratchSize})
+		Scratch int // MiB
+	}{warmVersion, in.needs(), filepath.Base(in.artifacts.Initrd), in.cmdline(), link, in.disks(), in.Spec.ScratchMiB})
 	if err != nil {
 		return "", err
 	}

@@ -22,6 +22,11 @@ const (
 
 	hugePageMiB = 2
 
+	MinScratchMiB = 16
+	MaxScratchMiB = 8 << 20
+	MinDiskRate   = 1 << 20 // bytes a second
+	MinDiskOps    = 10      // requests a second
+
 	MinIORate = 1 << 20 // bytes a second; with less a guest takes minutes to boot
 )
 
@@ -68,6 +73,13 @@ type Spec struct {
 	// OnRestore are commands for the container's shell, which every VM that is
 	// started from a snapshot of this one runs before it is ready.
 	OnRestore []string `json:"on_restore,omitempty"`
+
+	Mounts     []Mount `json:"mounts,omitempty"`
+	ScratchMiB int     `json:"scratch_mib"` // what the container and the guest may write
+	// DiskRate and DiskOps bound what the guest has of each of its disks: bytes
+	// and requests a second, reads and writes together; 0: no bound.
+	DiskRate uint64 `json:"disk_rate,omitzero"`
+	DiskOps  uint64 `json:"disk_ops,omitzero"`
 
 	// IORate bounds what the VM reads from the host's disk, and what it writes
 	// there: bytes a second; 0: no bound.
@@ -135,12 +147,21 @@ func (s *Spec) Validate() error {
 		return s.CheckBalloon(s.BalloonMiB)
 	case s.IORate != 0 && s.IORate < MinIORate:
 		return fmt.Errorf("%w: --io-max %d: it is at least %d bytes a second", ErrInvalid, s.IORate, MinIORate)
+	case s.ScratchMiB < MinScratchMiB || s.ScratchMiB > MaxScratchMiB:
+		return fmt.Errorf("%w: --scratch-size %d: a scratch disk has %d MiB to %d TiB", ErrInvalid, s.ScratchMiB, MinScratchMiB, MaxScratchMiB>>20)
+	case s.DiskRate != 0 && s.DiskRate < MinDiskRate:
+		return fmt.Errorf("%w: --disk-bps %d: it is at least %d bytes a second", ErrInvalid, s.DiskRate, MinDiskRate)
+	case s.DiskOps != 0 && s.DiskOps < MinDiskOps:
+		return fmt.Errorf("%w: --disk-iops %d: it is at least %d requests a second", ErrInvalid, s.DiskOps, MinDiskOps)
 	case s.Init != InitAgent && s.Init != InitSystemd:
 		return fmt.Errorf("%w: --init %q: it is agent or systemd", ErrInvalid, s.Init)
 	case s.Logs != LogsStream && s.Logs != LogsFile && s.Logs != LogsBoth:
 		return fmt.Errorf("%w: --logs %q: it is stream, file or both", ErrInvalid, s.Logs)
 	case s.LogMiB < 0 || s.LogMiB > MaxLogMiB:
 		return fmt.Errorf("%w: --log-size %d: a log keeps 1 to %d MiB", ErrInvalid, s.LogMiB, MaxLogMiB)
+	}
+	if err := checkMounts(s.Mounts, s.Container.Tmpfs); err != nil {
+		return err
 	}
 	return s.Container.validate()
 }

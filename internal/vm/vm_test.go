@@ -2,6 +2,7 @@ package vm
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -99,7 +100,7 @@ func TestNames(t *testing.T) {
 }
 
 func TestValidate(t *testing.T) {
-	good := Spec{Image: "nginx", CPUs: 1, MemoryMiB: MinMemoryMiB, Init: InitAgent, Logs: LogsStream}
+	good := Spec{Image: "nginx", CPUs: 1, MemoryMiB: MinMemoryMiB, Init: InitAgent, Logs: LogsStream, ScratchMiB: MinScratchMiB}
 	if err := good.Validate(); err != nil {
 		t.Fatal(err)
 	}
@@ -110,15 +111,27 @@ func TestValidate(t *testing.T) {
 		t.Fatal(err)
 	}
 	for want, spoil := range map[string]func(*Spec){
-		"no image given":                                         func(s *Spec) { s.Image = "" },
-		"--cpu 0: a VM has 1 to 32 virtual CPUs":                 func(s *Spec) { s.CPUs = 0 },
-		"--cpu 33: a VM has 1 to 32 virtual CPUs":                func(s *Spec) { s.CPUs = 33 },
-		"--cpu -1: a VM has":                                     func(s *Spec) { s.CPUs = -1 },
-		"--mem 1: a VM has 128 to 1048576 MiB of memory":         func(s *Spec) { s.MemoryMiB = 1 },
-		"--mem 1048577: a VM has 128 to 1048576 MiB of memory":   func(s *Spec) { s.MemoryMiB = MaxMemoryMiB + 1 },
-		"--balloon 1: of a VM's 128 MiB it takes 0 to 0":         func(s *Spec) { s.BalloonMiB = 1 },
-		"--balloon -1: of a VM's":                                func(s *Spec) { s.BalloonMiB = -1 },
-		"--io-max 1: it is at least 1048576 bytes a second":      func(s *Spec) { s.IORate = 1 },
+		"no image given":                                       func(s *Spec) { s.Image = "" },
+		"--cpu 0: a VM has 1 to 32 virtual CPUs":               func(s *Spec) { s.CPUs = 0 },
+		"--cpu 33: a VM has 1 to 32 virtual CPUs":              func(s *Spec) { s.CPUs = 33 },
+		"--cpu -1: a VM has":                                   func(s *Spec) { s.CPUs = -1 },
+		"--mem 1: a VM has 128 to 1048576 MiB of memory":       func(s *Spec) { s.MemoryMiB = 1 },
+		"--mem 1048577: a VM has 128 to 1048576 MiB of memory": func(s *Spec) { s.MemoryMiB = MaxMemoryMiB + 1 },
+		"--balloon 1: of a VM's 128 MiB it takes 0 to 0":       func(s *Spec) { s.BalloonMiB = 1 },
+		"--balloon -1: of a VM's":                              func(s *Spec) { s.BalloonMiB = -1 },
+		"--io-max 1: it is at least 1048576 bytes a second":    func(s *Spec) { s.IORate = 1 },
+		"--scratch-size 1: a scratch disk has 16 MiB to 8 TiB": func(s *Spec) { s.ScratchMiB = 1 },
+		"--disk-bps 1: it is at least 1048576 bytes a second":  func(s *Spec) { s.DiskRate = 1 },
+		"--disk-iops 1: it is at least 10 requests a second":   func(s *Spec) { s.DiskOps = 1 },
+		"33 mounts: a VM has 32 at most":                       func(s *Spec) { s.Mounts = make([]Mount, MaxMounts+1) },
+		`"/": the container's root is its image`:               func(s *Spec) { s.Mounts = []Mount{{Target: "/"}} },
+		"two mounts at /a":                                     func(s *Spec) { s.Mounts = []Mount{{Target: "/a"}, {Target: "/a"}} },
+		"two mounts at /b":                                     func(s *Spec) { s.Container.Tmpfs, s.Mounts = []string{"/b:size=1m"}, []Mount{{Target: "/b"}} },
+		"11 mounts that are disks: a VM has 10": func(s *Spec) {
+			for i := range MaxDisks + 1 {
+				s.Mounts = append(s.Mounts, Mount{Kind: MountBlock, Target: fmt.Sprintf("/%d", i)})
+			}
+		},
 		`--init "": it is agent or systemd`:                      func(s *Spec) { s.Init = "" },
 		`--logs "none": it is stream, file or both`:              func(s *Spec) { s.Logs = "none" },
 		`"\xff" in the command: it is not UTF-8 text`:            func(s *Spec) { s.Container.Command = []string{"x", "\xff"} },

@@ -78,6 +78,15 @@ type Disk struct {
 	ID       string // [a-z0-9]+; stable: "root", "image", "scratch", …
 	Path     string
 	ReadOnly bool
+	Device   bool // it is a block device of the host's, not a file
+	Rate     Rate
+}
+
+// Rate bounds what a guest has of a disk, reads and writes together, with
+// bursts of a second's worth. Zero: no bound.
+type Rate struct {
+	Bytes uint64 // a second
+	Ops   uint64 // requests a second
 }
 
 // Net is the guest's one network interface. Exactly one of Tap and Socket is set.

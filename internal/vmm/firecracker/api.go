@@ -39,10 +39,19 @@ type (
 		Args   string `json:"boot_args"`
 	}
 	drive struct {
-		ID       string `json:"drive_id"`
-		Path     string `json:"path_on_host"`
-		Root     bool   `json:"is_root_device"`
-		ReadOnly bool   `json:"is_read_only"`
+		ID       string       `json:"drive_id"`
+		Path     string       `json:"path_on_host"`
+		Root     bool         `json:"is_root_device"`
+		ReadOnly bool         `json:"is_read_only"`
+		Limiter  *rateLimiter `json:"rate_limiter,omitempty"`
+	}
+	rateLimiter struct {
+		Bandwidth *tokenBucket `json:"bandwidth,omitempty"` // bytes
+		Ops       *tokenBucket `json:"ops,omitempty"`
+	}
+	tokenBucket struct {
+		Size     uint64 `json:"size"`
+		RefillMS uint64 `json:"refill_time"`
 	}
 	networkInterface struct {
 		ID  string `json:"iface_id"`

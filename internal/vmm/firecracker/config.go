@@ -63,7 +63,7 @@ func requests(cfg *vmm.Config) []request {
 		put("/balloon", balloonDevice{DeflateOnOOM: true}),
 	}
 	for _, d := range cfg.Disks {
-		rs = append(rs, put("/drives/"+d.ID, drive{ID: d.ID, Path: d.Path, ReadOnly: d.ReadOnly}))
+		rs = append(rs, put("/drives/"+d.ID, drive{ID: d.ID, Path: d.Path, ReadOnly: d.ReadOnly, Limiter: limiter(d.Rate)}))
 	}
 	if n := cfg.Net; n != nil {
 		// The guest's MTU cannot be given here; the agent sets it.
@@ -82,6 +82,20 @@ func hugePages(cfg *vmm.Config) string {
 		return "2M"
 	}
 	return ""
+}
+
+// limiter is nil for a disk without bounds.
+func limiter(r vmm.Rate) *rateLimiter {
+	if r == (vmm.Rate{}) {
+		return nil
+	}
+	bucket := func(n uint64) *tokenBucket {
+		if n == 0 {
+			return nil
+		}
+		return &tokenBucket{Size: n, RefillMS: 1000}
+	}
+	return &rateLimiter{Bandwidth: bucket(r.Bytes), Ops: bucket(r.Ops)}
 }
 
 // cmdline is the kernel's command line with what belongs to this machine. A

@@ -71,16 +71,8 @@ func args(cfg *vmm.Config, h host) []string {
 		// started a container a third more slowly.
 		a = append(a, "-accel", fmt.Sprintf("tcg,thread=single,tb-size=%d", codeBuffer))
 	}
-	// A disk of the host that is full is an error in the guest. Else QEMU would
-	// stop the guest, without a word.
 	for _, d := range cfg.Disks {
-		ro := "off"
-		if d.ReadOnly {
-			ro = "on"
-		}
-		a = append(a,
-			"-blockdev", fmt.Sprintf("driver=raw,node-name=%s,read-only=%s,discard=unmap,file.driver=file,file.filename=%s", d.ID, ro, escape(d.Path)),
-			"-device", fmt.Sprintf("virtio-blk-pci,drive=%s,serial=%s,werror=report,rerror=report", d.ID, d.ID))
+		a = append(a, diskArgs(d)...)
 	}
 	if n := cfg.Net; n != nil {
 		if n.Socket != nil {
