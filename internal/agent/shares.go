@@ -169,7 +169,7 @@ func (s *shares) start(name string, readOnly bool) (*mountedShare, error) {
 		return nil, err
 	}
 	_ = os.Remove(said.Name())
-	cmd := exec.Command(sshfs, append(sftp.Sshfs(readOnly), dir)...)
+	cmd := exec.Command(sshfs, append(sftp.Sshfs(sshfs, readOnly), dir)...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = theirs, theirs, said
 	cmd.Dir = "/"
 	child, err := s.agent.spawn.start(cmd)

@@ -66,7 +66,7 @@ func mount(t *testing.T, path string, o Options) *mounted {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(sshfs, append(sftp.Sshfs(o.ReadOnly), m.guest)...)
+	cmd := exec.Command(sshfs, append(sftp.Sshfs(sshfs, o.ReadOnly), m.guest)...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = f, f, os.Stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -120,14 +120,27 @@ func TestShareIsReadAndWritten(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	for target, text := range map[string]string{"/etc/passwd": "root:", "../" + filepath.Base(m.guest) + "/from-host": "hello"} {
+		if err := os.Remove(m.in("away")); err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Error(err)
+		}
+		if err := os.Symlink(target, m.out("away")); err != nil {
+			t.Error(err)
+		}
+		if b, err := os.ReadFile(m.in("away")); err != nil || !strings.Contains(string(b), text) {
+			t.Errorf("a link to %s: %.20q, %v", target, b, err)
+		}
+	}
 	if b, err := os.ReadFile(m.in("from-host")); err != nil || string(b) != "hello" {
 		t.Errorf("%q, %v", b, err)
 	}
 	if b, err := os.ReadFile(m.out("moved/from-guest")); err != nil || string(b) != "hi" {
 		t.Errorf("%q, %v", b, err)
 	}
-	if to, err := os.Readlink(m.out("link")); err != nil || to != "dir/from-guest" {
-		t.Errorf("%q, %v", to, err)
+	for _, path := range []string{m.out("link"), m.in("link")} {
+		if to, err := os.Readlink(path); err != nil || to != "dir/from-guest" {
+			t.Errorf("%s: %q, %v", path, to, err)
+		}
 	}
 	for name, mode := range map[string]os.FileMode{"moved": 0o750 | os.ModeDir, "moved/from-guest": 0o604, "\xff\x01\n": 0o600, "hard": 0o640} {
 		if fi, err := os.Lstat(m.out(name)); err != nil || fi.Mode() != mode {

@@ -52,7 +52,7 @@ func TestLiveShare(t *testing.T) {
 	if fi, err := os.Stat(dir + "/z/b/file"); err != nil || fi.Mode() != 0o640 {
 		t.Errorf("%v, %v", fi, err)
 	}
-	sh(`cd /data && name=$(printf 'a\377\001 b') && echo odd >"$name" && truncate -s 1g sparse && echo end >>sparse && stat -c %s sparse`).want(t, 0, "1073741828\n")
+	sh(`cd /data && name=$(printf 'a\377\001 b') && echo odd >"$name" && truncate -s 1073741824 sparse && echo end >>sparse && stat -c %s sparse`).want(t, 0, "1073741828\n")
 	if b, err := os.ReadFile(dir + "/a\xff\x01 b"); err != nil || string(b) != "odd\n" {
 		t.Errorf("%q, %v", b, err)
 	}
