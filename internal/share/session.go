@@ -126,11 +126,11 @@ func (c *session) handle(b []byte) error {
 			return "/" + strings.Trim(path, "/."), err // there are no links, and no ".."
 		})
 	case sftp.Extended:
-		if name := r.String(sftp.MaxPath); name == sftp.ExtStatvfs {
+		name := r.String(sftp.MaxPath)
+		if name == sftp.ExtStatvfs {
 			return c.statvfs(id, r)
-		} else {
-			return c.change(id, r, c.extended(name, r))
 		}
+		return c.change(id, r, c.extended(name, r))
 	}
 	return c.change(id, r, c.plain(t, r))
 }

@@ -58,27 +58,27 @@ type Share struct {
 // Open opens what is to be shared. Links in the path are followed now, never
 // later.
 func Open(path string, o Options) (*Share, error) {
-	real, err := filepath.EvalSymlinks(path)
+	dir, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		return nil, fmt.Errorf("share %s: %w", path, err)
 	}
-	fi, err := os.Stat(real)
+	fi, err := os.Stat(dir)
 	if err != nil {
 		return nil, fmt.Errorf("share %s: %w", path, err)
 	}
 	s := &Share{o: o, ids: hostIDs(), conns: map[io.Closer]bool{}}
 	switch {
 	case fi.Mode().IsRegular():
-		s.only = filepath.Base(real)
-		real = filepath.Dir(real)
+		s.only = filepath.Base(dir)
+		dir = filepath.Dir(dir)
 	case !fi.IsDir():
 		return nil, fmt.Errorf("share %s: %w", path, ErrKind)
 	}
-	fd, err := unix.Open(real, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("share %s: %w", path, &fs.PathError{Op: "open", Path: real, Err: err})
+		return nil, fmt.Errorf("share %s: %w", path, &fs.PathError{Op: "open", Path: dir, Err: err})
 	}
-	s.root = os.NewFile(uintptr(fd), real)
+	s.root = os.NewFile(uintptr(fd), dir)
 	return s, nil
 }
 

@@ -119,7 +119,7 @@ var errUnclean = errors.New("it was last written by a VM that was killed: mount 
 // superblock, and whether its journal has to be written back first:
 // https://docs.kernel.org/filesystems/ext4/super.html
 func lookAtDisk(path string) (ext4, unclean bool, err error) {
-	const superblock, mark, magic, features, recover = 1024, 0x38, 0xef53, 0x60, 0x4
+	const superblock, mark, magic, features, needsRecovery = 1024, 0x38, 0xef53, 0x60, 0x4
 	f, err := os.Open(path)
 	if err != nil {
 		return false, false, err
@@ -130,5 +130,5 @@ func lookAtDisk(path string) (ext4, unclean bool, err error) {
 		return false, false, nil //nolint:nilerr // it is shorter than any file system
 	}
 	ext4 = binary.LittleEndian.Uint16(b[mark:]) == magic
-	return ext4, ext4 && binary.LittleEndian.Uint32(b[features:])&recover != 0, nil
+	return ext4, ext4 && binary.LittleEndian.Uint32(b[features:])&needsRecovery != 0, nil
 }

@@ -102,8 +102,12 @@ func TestSharesThatCannotBe(t *testing.T) {
 		arg   string
 		words []string
 	}{
-		{dir + "/none:/data", []string{"-v", "no such file"}}, {dir + ":data", []string{"absolute path"}}, {dir + ":/", []string{"root"}},
-		{dir + ":/data:rx", []string{"ro or rw"}}, {"/dev/null:/data", []string{"neither"}}, {"sp ace:/data", []string{"volume's name"}},
+		{dir + "/none:/data", []string{"-v", "no such file"}},
+		{dir + ":data", []string{"absolute path"}},
+		{dir + ":/", []string{"root"}},
+		{dir + ":/data:rx", []string{"ro or rw"}},
+		{"/dev/null:/data", []string{"neither"}},
+		{"sp ace:/data", []string{"volume's name"}},
 	} {
 		run(t, []string{"-v", c.arg}, "busybox", "true").wantError(t, 125, c.words...)
 	}
