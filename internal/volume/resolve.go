@@ -73,6 +73,9 @@ func (r request) resolve(mode Mode) (vm.Mount, error) {
 			return m, fmt.Errorf("%w: %s is a directory, not a disk", vm.ErrInvalid, abs)
 		}
 	case fi.Mode().IsRegular() || device:
+		if r.bind && m.Kind == "" {
+			m.Kind = vm.MountShare
+		}
 		err := resolveFile(&m, device)
 		return m, err
 	default:

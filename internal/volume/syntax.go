@@ -47,7 +47,8 @@ func CheckName(name string) error {
 // on the host.
 type request struct {
 	vm.Mount
-	path bool // Source is a path on the host, and Kind is not known yet
+	path bool // Source is a path on the host, and Kind may not be known yet
+	bind bool // a file is shared, whatever is in it
 }
 
 // parseVolume reads an argument of -v: HOST:GUEST[:OPTIONS], NAME:GUEST[:OPTIONS]
@@ -153,7 +154,7 @@ func (r *request) setKind(kind string, values map[string]string) error {
 	}
 	switch kind {
 	case "bind":
-		r.path = true
+		r.path, r.bind = true, true
 		switch mode := Mode(take("map-mode")); mode {
 		case "":
 		case ModeLive:

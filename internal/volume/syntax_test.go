@@ -34,10 +34,10 @@ func TestParseVolume(t *testing.T) {
 
 func TestParseMount(t *testing.T) {
 	for arg, want := range map[string]request{
-		"type=bind,source=/a,target=/b":                      {Mount: vm.Mount{Source: "/a", Target: "/b"}, path: true},
-		"type=bind,src=a,dst=/b,readonly":                    {Mount: vm.Mount{Source: "a", Target: "/b", ReadOnly: true}, path: true},
-		`type=bind,"src=/with,comma:colon",destination=/b`:   {Mount: vm.Mount{Source: "/with,comma:colon", Target: "/b"}, path: true},
-		"type=bind,src=/a,dst=/b,map-mode=block,ro=false":    {Mount: vm.Mount{Kind: vm.MountBlock, Source: "/a", Target: "/b"}, path: true},
+		"type=bind,source=/a,target=/b":                      {Mount: vm.Mount{Source: "/a", Target: "/b"}, path: true, bind: true},
+		"type=bind,src=a,dst=/b,readonly":                    {Mount: vm.Mount{Source: "a", Target: "/b", ReadOnly: true}, path: true, bind: true},
+		`type=bind,"src=/with,comma:colon",destination=/b`:   {Mount: vm.Mount{Source: "/with,comma:colon", Target: "/b"}, path: true, bind: true},
+		"type=bind,src=/a,dst=/b,map-mode=block,ro=false":    {Mount: vm.Mount{Kind: vm.MountBlock, Source: "/a", Target: "/b"}, path: true, bind: true},
 		"type=disk,src=/dev/vdb,dst=/b,ro=1":                 {Mount: vm.Mount{Kind: vm.MountDisk, Source: "/dev/vdb", Target: "/b", ReadOnly: true}, path: true},
 		"source=data,target=/b,size=1g":                      {Mount: vm.Mount{Kind: vm.MountVolume, Source: "data", Target: "/b", SizeMiB: 1024}},
 		"type=volume,target=/b":                              {Mount: vm.Mount{Kind: vm.MountAnonymous, Target: "/b"}},
