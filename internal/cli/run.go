@@ -19,9 +19,8 @@ import (
 
 // What a VM has when nothing else is said.
 const (
-	defaultCPUs       = 2
-	defaultMemoryMiB  = 512
-	defaultScratchMiB = 16 << 10
+	defaultCPUs      = 2
+	defaultMemoryMiB = 512
 )
 
 // runOptions is `fcvm run` as it was typed.
@@ -157,7 +156,7 @@ func (o *runOptions) register(cmd *cobra.Command) {
 	f.BoolVar(&o.hugePages, "hugepages", false, "back the memory by the host's huge pages, which it must have in reserve (vm.nr_hugepages)")
 	f.Var(memory{&o.balloon}, "balloon", "take `SIZE` of it back from the guest once it is up; see fcvm update")
 	f.Var(rate{&o.ioRate}, "io-max", "read and write at most so much of the host's disk a second: `SIZE`, as 50m; 0 for no limit")
-	o.scratch = defaultScratchMiB
+	o.scratch = vm.DefaultScratchMiB
 	f.Var(memory{&o.scratch}, "scratch-size", "how much the container and the VM around it can write, as 512m, 100g; it costs what is written")
 	f.Var(rate{&o.diskRate}, "disk-bps", "let the guest read and write at most so many bytes of each of its disks a second: `SIZE`, as 50m; 0 for no limit")
 	f.Uint64Var(&o.diskOps, "disk-iops", 0, "let the guest make at most this `NUMBER` of requests to each of its disks a second; 0 for no limit")

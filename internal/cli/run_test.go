@@ -24,7 +24,7 @@ import (
 func defaultSpec() vm.Spec {
 	return vm.Spec{
 		Image: "img", Driver: "auto", CPUs: defaultCPUs, MemoryMiB: defaultMemoryMiB, Init: vm.InitAgent, Logs: vm.LogsStream, LogMiB: 64,
-		Remove: true, Network: vm.NetworkSpec{Backend: "auto", Mode: vm.ModeAuto}, ScratchMiB: defaultScratchMiB,
+		Remove: true, Network: vm.NetworkSpec{Backend: "auto", Mode: vm.ModeAuto}, ScratchMiB: vm.DefaultScratchMiB,
 	}
 }
 

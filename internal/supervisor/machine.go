@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"github.com/fcvm/fcvm/internal/agentapi"
 	"github.com/fcvm/fcvm/internal/paths"
 	"github.com/fcvm/fcvm/internal/rootfs"
+	"github.com/fcvm/fcvm/internal/vm"
 	"github.com/fcvm/fcvm/internal/vmm"
 )
 
@@ -31,7 +33,7 @@ func (in *instance) layOutDisks(ctx context.Context) error {
 	}
 	templates := in.Store.Layout().ScratchTemplates()
 	return fresh(string(in.vm.Dir()), paths.ScratchName, func(path string) error {
-		return rootfs.Scratch(ctx, templates, int64(in.Spec.ScratchMiB)<<20, path)
+		return rootfs.Scratch(ctx, templates, int64(cmp.Or(in.Spec.ScratchMiB, vm.DefaultScratchMiB))<<20, path)
 	})
 }
 

@@ -22,10 +22,11 @@ const (
 
 	hugePageMiB = 2
 
-	MinScratchMiB = 16
-	MaxScratchMiB = 8 << 20
-	MinDiskRate   = 1 << 20 // bytes a second
-	MinDiskOps    = 10      // requests a second
+	MinScratchMiB     = 16
+	DefaultScratchMiB = 16 << 10
+	MaxScratchMiB     = 8 << 20
+	MinDiskRate       = 1 << 20 // bytes a second
+	MinDiskOps        = 10      // requests a second
 
 	MinIORate = 1 << 20 // bytes a second; with less a guest takes minutes to boot
 )
@@ -75,7 +76,7 @@ type Spec struct {
 	OnRestore []string `json:"on_restore,omitempty"`
 
 	Mounts     []Mount `json:"mounts,omitempty"`
-	ScratchMiB int     `json:"scratch_mib"` // what the container and the guest may write
+	ScratchMiB int     `json:"scratch_mib,omitempty"` // what the container and the guest may write; 0, as in snapshots from before: DefaultScratchMiB
 	// DiskRate and DiskOps bound what the guest has of each of its disks: bytes
 	// and requests a second, reads and writes together; 0: no bound.
 	DiskRate uint64 `json:"disk_rate,omitzero"`
@@ -147,7 +148,7 @@ func (s *Spec) Validate() error {
 		return s.CheckBalloon(s.BalloonMiB)
 	case s.IORate != 0 && s.IORate < MinIORate:
 		return fmt.Errorf("%w: --io-max %d: it is at least %d bytes a second", ErrInvalid, s.IORate, MinIORate)
-	case s.ScratchMiB < MinScratchMiB || s.ScratchMiB > MaxScratchMiB:
+	case s.ScratchMiB != 0 && s.ScratchMiB < MinScratchMiB || s.ScratchMiB > MaxScratchMiB:
 		return fmt.Errorf("%w: --scratch-size %d: a scratch disk has %d MiB to %d TiB", ErrInvalid, s.ScratchMiB, MinScratchMiB, MaxScratchMiB>>20)
 	case s.DiskRate != 0 && s.DiskRate < MinDiskRate:
 		return fmt.Errorf("%w: --disk-bps %d: it is at least %d bytes a second", ErrInvalid, s.DiskRate, MinDiskRate)
