@@ -114,3 +114,16 @@ func TestSharesThatCannotBe(t *testing.T) {
 	run(t, []string{"-v", dir + ":/data", "-v", dir + ":/data/"}, "busybox", "true").wantError(t, 125, "two mounts at /data")
 	run(t, []string{"--mount", "type=nfs,source=x,target=/data"}, "busybox", "true").wantError(t, 125, "bind, volume, tmpfs or disk")
 }
+
+// A clone has a connection of its own to the share, and its own copy of disks
+// that can be written.
+func TestClonesHaveShares(t *testing.T) {
+	dir := shareFiles(t)
+	box := startBox(t, "-v", dir+":/data", "--map-mode", "live", "--mount", "type=bind,map-mode=block,source="+dir+",target=/block")
+	fcvm(t, "exec", box, "sh", "-c", "echo before >/block/f; echo shared >/data/f; sync").want(t, 0, "")
+	fcvm(t, "clone", box, "--exec", "cat /data/f /block/f; echo clone >/data/g; echo mine >/block/f").want(t, 0, "shared\nbefore\n")
+	if b, err := os.ReadFile(dir + "/g"); err != nil || string(b) != "clone\n" {
+		t.Errorf("%q, %v", b, err)
+	}
+	fcvm(t, "exec", box, "cat", "/block/f", "/data/g").want(t, 0, "before\nclone\n")
+}
