@@ -44,8 +44,6 @@ original was.`,
 	return cmd
 }
 
-// openSnapshots returns the snapshots, without what is left of those that were
-// never finished.
 func (a *app) openSnapshots() (*snapshot.Store, error) {
 	st, err := a.openStore()
 	if err != nil {

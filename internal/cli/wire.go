@@ -42,6 +42,7 @@ func (a *app) openStore() (*store.Store, error) {
 	// next command of any kind. A bridge that cannot be looked after concerns
 	// those who want to use it, and tells them.
 	_ = bridge.Reconcile()
+	snapshotsOf(l).Sweep()
 	return s, nil
 }
 
@@ -67,13 +68,7 @@ func (a *app) openSetup() (*setup.Setup, error) {
 	return newSetup(l), nil
 }
 
-// snapshotsOf returns the snapshots, without what is left of those that were
-// never finished.
-func snapshotsOf(l paths.Layout) *snapshot.Store {
-	s := snapshot.New(l.Snapshots())
-	s.Sweep()
-	return s
-}
+func snapshotsOf(l paths.Layout) *snapshot.Store { return snapshot.New(l.Snapshots()) }
 
 func newSetup(l paths.Layout) *setup.Setup { return setup.New(l, runtime.GOARCH, "") }
 

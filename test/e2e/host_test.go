@@ -139,7 +139,7 @@ func addFiles(found map[string]bool, root string) {
 	})
 	entries, _ := os.ReadDir(root)
 	for _, e := range entries {
-		if !e.IsDir() && !slices.Contains([]string{"lock", "use.lock", "setup.lock", "events.jsonl", "events.jsonl.lock"}, e.Name()) {
+		if !e.IsDir() && !slices.Contains([]string{"lock", "use.lock", "setup.lock", "events.jsonl", "events.jsonl.lock", "versions.json"}, e.Name()) {
 			found["file "+filepath.Join(root, e.Name())] = true
 		}
 	}
