@@ -91,6 +91,10 @@ func (c *capture) freeze(ctx context.Context) (err error) {
 		}
 	}()
 	c.manifest.Pause, err = c.in.whilePaused(ctx, func() error {
+		if c.in.driver.Capabilities().SnapshotHangsUp {
+			c.in.saved.Store(true)
+			defer c.in.agent.Close() // of connections that wait for the next request
+		}
 		if err := c.machine.Snapshot(ctx, c.files); err != nil {
 			return err
 		}

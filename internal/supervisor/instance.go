@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/fcvm/fcvm/internal/agentapi"
@@ -37,11 +39,13 @@ type instance struct {
 	machine   vmm.Machine
 	pages     *memserver.Link // to the server of the guest's memory; nil: there is none
 	agent     *agentclient.Client
+	streaming sync.Mutex // guards stream
 	stream    *agentclient.Stream
-	out, err  io.Writer // of the container
-	gone      *latch    // the container has ended, or never will run
-	logSeen   *latch    // the line that a log gate waits for
-	failure   *latch    // why the VM was ended from outside of it
+	saved     atomic.Bool // the machine was saved, and connections to the agent may have been hung up by that
+	out, err  io.Writer   // of the container
+	gone      *latch      // the container has ended, or never will run
+	logSeen   *latch      // the line that a log gate waits for
+	failure   *latch      // why the VM was ended from outside of it
 }
 
 func (in *instance) openNetwork(ctx context.Context) error {
@@ -176,10 +180,11 @@ func (in *instance) attachAndStart(ctx context.Context) (runs bool, err error) {
 	}
 	wait, cancel := untilDone(ctx, in.machine, startTimeout)
 	defer cancel()
+	in.saved.Store(false) // before there was a stream
 	if in.stream, err = in.agent.Attach(wait); err != nil {
 		return false, in.guestError(ctx, err)
 	}
-	in.undo.add("detach", func(context.Context) error { _ = in.stream.Close(); return nil })
+	in.undo.add("detach", func(context.Context) error { _ = in.attached().Close(); return nil })
 	started, err := in.agent.Start(wait)
 	if err != nil {
 		return false, in.guestError(ctx, err)
@@ -190,7 +195,7 @@ func (in *instance) attachAndStart(ctx context.Context) (runs bool, err error) {
 // follow passes the container's streams on until it has ended.
 func (in *instance) follow(ctx context.Context) (int, error) {
 	// Signals are the container's from here on.
-	if !in.signals.setForward(func(sig int) { _ = in.stream.Signal(sig) }) {
+	if !in.signals.setForward(func(sig int) { _ = in.attached().Signal(sig) }) {
 		return 0, context.Cause(ctx)
 	}
 	defer in.signals.setForward(nil)
@@ -205,9 +210,7 @@ func (in *instance) follow(ctx context.Context) (int, error) {
 		go in.watchGate(watch)
 		go in.watchHealth(watch)
 	}
-	exit, err := in.stream.Run(ctx, agentclient.Stdio{
-		Stdin: in.Stdio.In, Stdout: in.out, Stderr: in.err, Resize: in.Stdio.Resize,
-	})
+	exit, err := in.runStream(ctx)
 	in.gone.set(nil)
 	select {
 	case <-in.failure.done:

@@ -101,17 +101,16 @@ func (in *instance) machineConfig() (cfg vmm.Config, closeLogs func(), err error
 		Console: logs[0], VMMLog: logs[1],
 	}
 	if in.usesMetadata() {
-		cfg.Metadata = json.RawMessage(noMetadata) // until the guest is up
+		cfg.Metadata = json.RawMessage(noMetadata) // until the guest is up, and was saved for others
 	}
 	return cfg, closeLogs, nil
 }
 
 // usesMetadata reports whether the plan goes through the metadata service. A
-// guest without an interface cannot reach it. One that is kept for others gets
-// its plan by the channel, once it was saved: the others must not find it in
-// their memory. A clone has its plan, and its container could read another.
+// guest without an interface cannot reach it. A clone has its plan, and its
+// container could read another.
 func (in *instance) usesMetadata() bool {
-	return in.driver.Capabilities().Metadata && in.net.Net() != nil && in.Clone == nil && !in.warmable()
+	return in.driver.Capabilities().Metadata && in.net.Net() != nil && in.Clone == nil
 }
 
 // noMetadata is what the service has while there is nothing to tell.
