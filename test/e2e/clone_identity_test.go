@@ -1,9 +1,193 @@
 package e2e
 
 import (
+	"fmt"
+	"net"
 	"strings"
 	"testing"
+	"time"
 )
+
+// twin is a container whose one process has all that must not follow it into a
+// clone, and all that must: a connection to the host, one to itself, a listener,
+// generators of random numbers. It says of itself what it knows.
+const twin = `
+import errno, http.server, json, os, random, signal, socket, sys, threading, time
+
+outside = {"state": "none"}
+
+def wait_outside(port):
+    s = socket.create_connection(("host.containers.internal", port))
+    assert s.recv(2) == b"hi"
+    outside["state"] = "open"
+    try:
+        s.recv(1)
+        outside["state"] = "closed"
+    except OSError as e:
+        outside["state"] = errno.errorcode[e.errno]
+
+def echo(l):
+    while True:
+        s, _ = l.accept()
+        threading.Thread(target=lambda: [s.sendall(b) for b in iter(lambda: s.recv(64), b"")], daemon=True).start()
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        word = os.urandom(8).hex().encode()
+        inside.sendall(word)
+        with open("/dev/urandom", "rb") as f:
+            urandom = f.read(16).hex()
+        body = json.dumps({
+            "outside": outside["state"], "inside": inside.recv(64) == word, "hostname": socket.gethostname(),
+            "resolves": socket.gethostbyname(socket.gethostname()), "machine_id": open("/etc/machine-id").read().strip(),
+            "getrandom": os.getrandom(16).hex(), "urandom": urandom, "userspace": str(random.getrandbits(64)),
+            "uuid": open("/proc/sys/kernel/random/uuid").read().strip(), "time": time.time(),
+        }).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+signal.signal(signal.SIGUSR1, lambda *_: random.seed())
+with open("/etc/machine-id", "w") as f:
+    f.write("0" * 31 + "1\n")
+l = socket.create_server(("127.0.0.1", 9000))
+threading.Thread(target=echo, args=(l,), daemon=True).start()
+inside = socket.create_connection(("127.0.0.1", 9000))
+threading.Thread(target=wait_outside, args=(int(sys.argv[1]),), daemon=True).start()
+while outside["state"] != "open":
+    time.sleep(0.01)
+server = http.server.ThreadingHTTPServer(("", 8080), Handler)
+print("up", flush=True)
+server.serve_forever()
+`
+
+// said is what a twin says.
+type said struct {
+	Outside   string  `json:"outside"` // how its connection to the host is, or ended
+	Inside    bool    `json:"inside"`  // the connection to itself carries what it should
+	Hostname  string  `json:"hostname"`
+	Resolves  string  `json:"resolves"` // what its own name resolves to
+	MachineID string  `json:"machine_id"`
+	Getrandom string  `json:"getrandom"`
+	Urandom   string  `json:"urandom"`
+	Userspace string  `json:"userspace"` // of a generator of Python's own
+	UUID      string  `json:"uuid"`
+	Time      float64 `json:"time"`
+
+	offset time.Duration // of its clock from this one's, at least
+}
+
+// holdConnections is a server of the host's that keeps its connections open.
+func holdConnections(t *testing.T) (port int) {
+	t.Helper()
+	l, err := net.Listen("tcp4", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			t.Cleanup(func() { _ = c.Close() })
+			_, _ = c.Write([]byte("hi"))
+		}
+	}()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// ask has a twin speak. Its clock is looked at by the quickest of a few answers.
+func ask(t *testing.T, vm string) (first said) {
+	t.Helper()
+	r := fcvm(t, "port", vm, "8080")
+	if r.code != 0 {
+		t.Fatalf("port: %s", r.stderr)
+	}
+	url := "http://" + strings.Replace(strings.TrimSpace(r.stdout), "0.0.0.0", "127.0.0.1", 1) + "/"
+	first.offset = time.Hour
+	for n := range 10 {
+		sent := time.Now()
+		text := get(t.Context(), url)
+		waited := time.Since(sent)
+		var s said
+		if err := decode([]byte(text), &s); err != nil {
+			t.Fatalf("%s answers: %v", vm, err)
+		}
+		at := time.UnixMicro(int64(s.Time * 1e6))
+		off := max(0, at.Sub(sent.Add(waited/2)).Abs()-waited/2)
+		if n == 0 {
+			s.offset, first = first.offset, s
+		}
+		first.offset = min(first.offset, off)
+	}
+	return first
+}
+
+// Ten clones of one VM, as it runs: each is its own machine.
+func TestEveryCloneIsItsOwnMachine(t *testing.T) {
+	port := holdConnections(t)
+	detach(t, []string{
+		"--name", "twin", "--mem", "256m", "-p", "0:8080", "--add-host", "db:192.0.2.7",
+		"--on-restore", "kill -USR1 1", "--wait-ready", "log=^up",
+	}, "python3", "python3", "-c", twin, fmt.Sprint(port))
+	original := ask(t, "twin")
+	if original.Outside != "open" || !original.Inside || original.Hostname != "twin" {
+		t.Fatalf("the original: %+v", original)
+	}
+	const clones = 10
+	clone(t, "-n", fmt.Sprint(clones), "--name", "twin-{n}", "-e", "ROLE=clone", "twin")
+	all := []said{original}
+	for n := 1; n <= clones; n++ {
+		name := fmt.Sprintf("twin-%d", n)
+		s := ask(t, name)
+		all = append(all, s)
+		t.Logf("%s: %+v", name, s)
+		if s.Outside != "ECONNABORTED" && s.Outside != "ECONNRESET" {
+			t.Errorf("%s: the original's connection to the host is %s", name, s.Outside)
+		}
+		if !s.Inside {
+			t.Errorf("%s: its connection to itself is lost", name)
+		}
+		if s.Hostname != name || s.Resolves != "10.0.2.15" {
+			t.Errorf("%s: its hostname is %s, at %s", name, s.Hostname, s.Resolves)
+		}
+		if s.offset > 50*time.Millisecond {
+			t.Errorf("%s: its clock is off by %s at least", name, s.offset)
+		}
+		fcvm(t, "exec", name, "sh", "-c", `echo "$ROLE $HOSTNAME"; grep -c 192.0.2.7 /etc/hosts; read name </etc/hostname || echo "$name"`).
+			want(t, 0, "clone "+name+"\n1\n"+name+"\n")
+		guest := fcvm(t, "exec", "--guest", name, "sh", "-c", "hostname; cat /etc/hostname; cat /etc/machine-id")
+		guest.want(t, 0, name+"\n"+name+"\n"+s.MachineID+"\n")
+	}
+	wantApart(t, all)
+	if again := ask(t, "twin"); again.Outside != "open" || !again.Inside || again.MachineID != original.MachineID {
+		t.Errorf("the original was disturbed: %+v", again)
+	}
+}
+
+// wantApart fails if two machines have something in common that they must not.
+func wantApart(t *testing.T, all []said) {
+	t.Helper()
+	seen := map[string]int{}
+	for n, s := range all {
+		for what, value := range map[string]string{
+			"machine id": s.MachineID, "getrandom": s.Getrandom, "/dev/urandom": s.Urandom, "uuid": s.UUID,
+			"the generator that --on-restore seeds": s.Userspace,
+		} {
+			key := what + " " + value
+			if m, ok := seen[key]; ok {
+				t.Errorf("machines %d and %d have the same %s", m, n, key)
+			}
+			seen[key] = n
+		}
+	}
+}
 
 // What is connected to the original by its agent ends in a clone: nobody there
 // has asked for it.
