@@ -91,10 +91,7 @@ func (c *capture) freeze(ctx context.Context) (err error) {
 		}
 	}()
 	c.manifest.Pause, err = c.in.whilePaused(ctx, func() error {
-		if c.in.driver.Capabilities().SnapshotHangsUp {
-			c.in.saved.Store(true)
-			defer c.in.agent.Close() // of connections that wait for the next request
-		}
+		c.in.markSaved()
 		if err := c.machine.Snapshot(ctx, c.files); err != nil {
 			return err
 		}
@@ -109,6 +106,7 @@ func (c *capture) freeze(ctx context.Context) (err error) {
 		}
 		return nil
 	})
+	c.in.markSaved() // it goes on only now
 	if err != nil {
 		return err
 	}

@@ -41,11 +41,11 @@ type instance struct {
 	agent     *agentclient.Client
 	streaming sync.Mutex // guards stream
 	stream    *agentclient.Stream
-	saved     atomic.Bool // the machine was saved, and connections to the agent may have been hung up by that
-	out, err  io.Writer   // of the container
-	gone      *latch      // the container has ended, or never will run
-	logSeen   *latch      // the line that a log gate waits for
-	failure   *latch      // why the VM was ended from outside of it
+	saved     atomic.Int64 // when the machine was last saved in a way that hangs up connections to the agent, Unix time, ns; 0: never
+	out, err  io.Writer    // of the container
+	gone      *latch       // the container has ended, or never will run
+	logSeen   *latch       // the line that a log gate waits for
+	failure   *latch       // why the VM was ended from outside of it
 }
 
 func (in *instance) openNetwork(ctx context.Context) error {
@@ -127,10 +127,10 @@ func (in *instance) getReady(ctx context.Context) error {
 	defer in.timer.phase("agent")()
 	wait, cancel := untilDone(ctx, in.machine, startTimeout)
 	defer cancel()
-	if err := in.givePlan(wait); err != nil {
+	if err := in.insist(wait, func() error { return in.givePlan(wait) }); err != nil {
 		return in.bootError(ctx, startTimeout, err)
 	}
-	if err := in.agent.WaitReady(wait); err != nil {
+	if err := in.insist(wait, func() error { return in.agent.WaitReady(wait) }); err != nil {
 		return in.bootError(ctx, startTimeout, err)
 	}
 	if in.usesMetadata() {
@@ -180,7 +180,6 @@ func (in *instance) attachAndStart(ctx context.Context) (runs bool, err error) {
 	}
 	wait, cancel := untilDone(ctx, in.machine, startTimeout)
 	defer cancel()
-	in.saved.Store(false) // before there was a stream
 	if in.stream, err = in.agent.Attach(wait); err != nil {
 		return false, in.guestError(ctx, err)
 	}

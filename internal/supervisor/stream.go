@@ -11,8 +11,44 @@ import (
 	"github.com/fcvm/fcvm/internal/agentclient"
 )
 
-// attachPause is how long is waited between tries to attach again.
-const attachPause = 5 * time.Millisecond
+const (
+	// attachPause is how long is waited between tries to reach the agent again.
+	attachPause = 5 * time.Millisecond
+
+	// hangUpWindow is how long after a machine was saved its connections may
+	// still be hung up by that: the guest, which does it, may be busy.
+	hangUpWindow = time.Minute
+)
+
+// markSaved says that connections to the agent may be hung up from now on, if
+// that is what the VMM does.
+func (in *instance) markSaved() {
+	if in.driver.Capabilities().SnapshotHangsUp {
+		in.saved.Store(time.Now().UnixNano())
+		in.agent.Close() // those that wait for the next request
+	}
+}
+
+// hungUp reports whether a connection that was lost may have been lost because
+// the machine was saved.
+func (in *instance) hungUp() bool {
+	at := in.saved.Load()
+	return at != 0 && time.Since(time.Unix(0, at)) < hangUpWindow
+}
+
+// insist does again what has failed because of a hang-up. Two tries of the same
+// may both reach the agent.
+func (in *instance) insist(ctx context.Context, f func() error) error {
+	for {
+		err := f()
+		var said *agentapi.Error
+		if err == nil || errors.As(err, &said) || ctx.Err() != nil || !in.hungUp() {
+			return err
+		}
+		in.agent.Close()
+		time.Sleep(attachPause)
+	}
+}
 
 // runStream passes the container's streams on until it has ended. A VMM that
 // hangs up connections when its machine is saved (Capabilities.SnapshotHangsUp)
@@ -23,7 +59,7 @@ func (in *instance) runStream(ctx context.Context) (agentapi.Exit, error) {
 		exit, err := in.attached().Run(ctx, agentclient.Stdio{
 			Stdin: stdin.next(), Stdout: in.out, Stderr: in.err, Resize: in.Stdio.Resize,
 		})
-		if !errors.Is(err, agentclient.ErrLost) || !in.saved.Swap(false) {
+		if !errors.Is(err, agentclient.ErrLost) || !in.hungUp() {
 			return exit, err
 		}
 		if aerr := in.attachAgain(ctx); aerr != nil {
