@@ -127,7 +127,8 @@ func (in *instance) getReady(ctx context.Context) error {
 	defer in.timer.phase("agent")()
 	wait, cancel := untilDone(ctx, in.machine, startTimeout)
 	defer cancel()
-	if err := in.insist(wait, func() error { return in.givePlan(wait) }); err != nil {
+	plan := in.plan()
+	if err := in.insist(wait, func() error { return in.givePlan(wait, plan) }); err != nil {
 		return in.bootError(ctx, startTimeout, err)
 	}
 	if err := in.insist(wait, func() error { return in.agent.WaitReady(wait) }); err != nil {
@@ -141,11 +142,11 @@ func (in *instance) getReady(ctx context.Context) error {
 }
 
 // givePlan sends the plan, or puts it where the guest looks for it.
-func (in *instance) givePlan(ctx context.Context) error {
+func (in *instance) givePlan(ctx context.Context, plan *agentapi.Plan) error {
 	if !in.usesMetadata() {
-		return in.agent.SendPlan(ctx, in.plan())
+		return in.agent.SendPlan(ctx, plan)
 	}
-	object, err := metadata(in.plan())
+	object, err := metadata(plan)
 	if err != nil {
 		return err
 	}
