@@ -64,7 +64,7 @@ func countOf(t *testing.T, vm string) int {
 // A snapshot starts VMs that go on where the original was, each for itself, and
 // the original goes on undisturbed.
 func TestSnapshotAndClones(t *testing.T) {
-	detach(t, []string{"--name", "original", "--wait-ready", "log=^up"}, "busybox", "sh", "-c", counts)
+	detach(t, []string{"--name", "original", "--no-cache", "--wait-ready", "log=^up"}, "busybox", "sh", "-c", counts)
 	inVM(t, "original", "sh", "-c", "echo original >/who")
 	before := countOf(t, "original")
 	snapshotOf(t, "original", "warm")
