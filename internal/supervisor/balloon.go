@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/fcvm/fcvm/internal/vm"
@@ -30,7 +31,11 @@ func (in *instance) setBalloon(ctx context.Context, mib int) error {
 	if !ok {
 		return fmt.Errorf("%w: --balloon with %s", vmm.ErrUnsupported, in.driver.Name())
 	}
-	if err := b.SetBalloon(ctx, mib); err != nil {
+	err := b.SetBalloon(ctx, mib)
+	if errors.Is(err, vmm.ErrUnsupported) && in.from != nil && in.Clone == nil {
+		return fmt.Errorf("%w\nhint: a VM that is run with --no-cache, or with --balloon, boots, and can do it", err)
+	}
+	if err != nil {
 		return fmt.Errorf("set the balloon to %d MiB: %w", mib, err)
 	}
 	return in.vm.Update(func(r *vm.Record) error {

@@ -54,8 +54,9 @@ func (in *instance) findWarm(ctx context.Context) error {
 // for all runs of its shape, and can be kept.
 func (in *instance) warmable() bool {
 	_, restores := in.driver.(vmm.Restorer)
-	// A guest on huge pages is given its memory by a server alone.
-	return !in.NoCache && restores && !in.Spec.HugePages && !in.diskInMemory() &&
+	// A guest on huge pages is given its memory by a server alone, and QEMU takes
+	// none back by a balloon that it shares with a snapshot.
+	return !in.NoCache && restores && !in.Spec.HugePages && in.Spec.BalloonMiB == 0 && !in.diskInMemory() &&
 		len(in.volumes) == 0 // whose disks are not the same
 }
 

@@ -44,7 +44,7 @@ func pss(t *testing.T, pid int) int {
 // gives it back.
 func TestBalloon(t *testing.T) {
 	const size, slack = 160, 40 // MiB
-	detach(t, []string{"--name", "soft", "--mem", "512m"}, "busybox", "sleep", "1000")
+	detach(t, []string{"--name", "soft", "--mem", "512m", "--no-cache"}, "busybox", "sleep", "1000")
 	pid := describe(t, "soft").Resolved.VMM.PID
 	use := func() { // as a process that comes and goes does
 		fcvm(t, "exec", "soft", "dd", "if=/dev/zero", "of=/dev/null", "bs=220M", "count=1")

@@ -127,6 +127,6 @@ FCVM_DATA_DIR=$dir exec "$@"`
 
 // TestBootTimeout gives a guest no time to come up.
 func TestBootTimeout(t *testing.T) {
-	r := run(t, []string{"--boot-timeout", "1s"}, "busybox", "true")
+	r := run(t, []string{"--no-cache", "--boot-timeout", "1s"}, "busybox", "true")
 	r.wantError(t, 125, "did not come up", "--boot-timeout")
 }
