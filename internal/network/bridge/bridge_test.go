@@ -327,7 +327,7 @@ func TestForwarding(t *testing.T) {
 		if err := a.Close(); err != nil {
 			t.Error(err)
 		}
-		if !sysctlIs(settings[0], "1") {
+		if !sysctlOn(settings[0]) {
 			t.Error("net.ipv4.ip_forward is off after a VM")
 		}
 		text := strings.Join(said, "\n")

@@ -21,21 +21,21 @@ func writeSysctl(name, value string) error {
 	return nil
 }
 
-func sysctlIs(name, value string) bool {
+func sysctlOn(name string) bool {
 	b, err := os.ReadFile(filepath.Join(sysctlDir, name))
-	return err == nil && string(bytes.TrimSpace(b)) == value
+	return err == nil && string(bytes.TrimSpace(b)) == "1"
 }
 
 // forward lets the host pass packets on, where it does not yet, and says so.
 // The settings stay: others may have come to rely on them.
 func (h *host) forward(say func(string)) error {
-	if !sysctlIs("ipv4/ip_forward", "1") {
+	if !sysctlOn("ipv4/ip_forward") {
 		if err := writeSysctl("ipv4/ip_forward", "1"); err != nil {
 			return err
 		}
 		say("set net.ipv4.ip_forward to 1, for VMs on " + LinkName)
 	}
-	if !h.subnet6.IsValid() || sysctlIs("ipv6/conf/all/forwarding", "1") {
+	if !h.subnet6.IsValid() || sysctlOn("ipv6/conf/all/forwarding") {
 		return nil
 	}
 	uplink := uplink6()
@@ -59,7 +59,7 @@ func (h *host) forward(say func(string)) error {
 		return nil
 	}
 	// A host that forwards takes no more routes from routers, unless told to.
-	if sysctlIs("ipv6/conf/"+uplink+"/accept_ra", "1") {
+	if sysctlOn("ipv6/conf/"+uplink+"/accept_ra") {
 		if err := writeSysctl("ipv6/conf/"+uplink+"/accept_ra", "2"); err != nil {
 			return err
 		}
