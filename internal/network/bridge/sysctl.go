@@ -59,7 +59,7 @@ func (h *host) forward(say func(string)) error {
 		return nil
 	}
 	// A host that forwards takes no more routes from routers, unless told to.
-	if sysctlOn("ipv6/conf/"+uplink+"/accept_ra") {
+	if sysctlOn("ipv6/conf/" + uplink + "/accept_ra") {
 		if err := writeSysctl("ipv6/conf/"+uplink+"/accept_ra", "2"); err != nil {
 			return err
 		}
