@@ -1,23 +1,16 @@
 package snapshot
 
 import (
-	"archive/tar"
-	"bytes"
 	"context"
 	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
-	"github.com/klauspost/compress/zstd"
-
-	"github.com/fcvm/fcvm/internal/proc"
 	"github.com/fcvm/fcvm/internal/vm"
 )
 
@@ -335,120 +328,6 @@ func TestDigest(t *testing.T) {
 	}
 }
 
-func TestExportAndImport(t *testing.T) {
-	ctx := t.Context()
-	s := New(t.TempDir())
-	snap := take(t, s, "warm")
-	defer snap.Release()
-	var archive bytes.Buffer
-	if err := snap.Export(ctx, &archive); err != nil {
-		t.Fatal(err)
-	}
-	if archive.Len() > memorySize/8 {
-		t.Errorf("an archive of %d bytes for next to nothing", archive.Len())
-	}
-	if _, err := s.Import(ctx, bytes.NewReader(archive.Bytes()), ""); !errors.Is(err, ErrNameTaken) {
-		t.Errorf("import beside the original: %v", err)
-	}
-	there := New(t.TempDir())
-	got, err := there.Import(ctx, bytes.NewReader(archive.Bytes()), "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer got.Release()
-	if got.Manifest.Name != "warm" || got.Manifest.ID == snap.Manifest.ID {
-		t.Errorf("imported as %s, %s", got.Manifest.Name, got.Manifest.ID)
-	}
-	for _, f := range testFiles {
-		want, err1 := os.ReadFile(snap.Path(f))
-		have, err2 := os.ReadFile(got.Path(f))
-		if err := errors.Join(err1, err2); err != nil || !bytes.Equal(want, have) {
-			t.Errorf("%s differs: %v", f, err)
-		}
-	}
-	st, err := os.Stat(got.Memory())
-	if err != nil || st.Sys().(*syscall.Stat_t).Blocks*512 > memorySize/4 {
-		t.Errorf("the memory has no holes: %+v, %v", st, err)
-	}
-	damaged(t, archive.Bytes())
-}
-
-// damaged tries what is not, or not quite, what was exported.
-func damaged(t *testing.T, whole []byte) {
-	t.Helper()
-	flipped := slices.Clone(whole)
-	flipped[len(flipped)/2] ^= 1
-	for name, b := range map[string][]byte{
-		"empty": nil, "garbage": []byte(strings.Repeat("no archive", 1000)),
-		"cut": whole[:len(whole)/2], "a bit": flipped,
-	} {
-		leavesNothing(t, name, b)
-	}
-	for name, h := range map[string]tar.Header{
-		"a symbolic link":  {Name: "memory/" + strings.Repeat("0", 16), Typeflag: tar.TypeSymlink, Linkname: "/etc/passwd"},
-		"a hard link":      {Name: "memory/" + strings.Repeat("0", 16), Typeflag: tar.TypeLink, Linkname: "/etc/passwd"},
-		"a path out of it": {Name: "../../memory", Typeflag: tar.TypeReg},
-		"another file":     {Name: "other/" + strings.Repeat("0", 16), Typeflag: tar.TypeReg},
-		"a bad offset":     {Name: "memory/xyz", Typeflag: tar.TypeReg},
-		"beyond the end":   {Name: "memory/0000000000800000", Typeflag: tar.TypeReg, Size: 65536},
-		"a negative one":   {Name: "memory/-000000000010000", Typeflag: tar.TypeReg, Size: 1},
-	} {
-		leavesNothing(t, name, archiveWith(t, whole, h))
-	}
-}
-
-func leavesNothing(t *testing.T, name string, b []byte) {
-	t.Helper()
-	dir := t.TempDir()
-	_, err := New(dir).Import(t.Context(), bytes.NewReader(b), "")
-	if !errors.Is(err, ErrCorrupt) {
-		t.Errorf("%s: %v", name, err)
-	}
-	left, err := os.ReadDir(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range left {
-		if e.Name() != lockName {
-			t.Errorf("%s: left %s", name, e.Name())
-		}
-	}
-}
-
-// archiveWith is an archive with one more entry, after the manifest.
-func archiveWith(t *testing.T, whole []byte, h tar.Header) []byte {
-	t.Helper()
-	z, err := zstd.NewReader(bytes.NewReader(whole))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer z.Close()
-	var out bytes.Buffer
-	zw, err := zstd.NewWriter(&out)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r, w := tar.NewReader(z), tar.NewWriter(zw)
-	first, err := r.Next()
-	if err != nil {
-		t.Fatal(err)
-	}
-	b := make([]byte, first.Size)
-	if _, err := r.Read(b); err != nil && first.Size > 0 && !strings.Contains(err.Error(), "EOF") {
-		t.Fatal(err)
-	}
-	h.Mode = 0o400
-	err = errors.Join(entry(w, first.Name, b), w.WriteHeader(&h))
-	if h.Size > 0 {
-		_, werr := w.Write(make([]byte, h.Size))
-		err = errors.Join(err, werr)
-	}
-	if err = errors.Join(err, w.Close(), zw.Close()); err != nil {
-		t.Fatal(err)
-	}
-	return out.Bytes()
-}
-
 func TestNoSpace(t *testing.T) {
 	s := New(t.TempDir())
 	if _, err := s.Begin("x", 1<<60); !errors.Is(err, ErrNoSpace) {
@@ -506,96 +385,6 @@ func TestCheckNamesWhatDiffers(t *testing.T) {
 		if err := want.Check("x", has); !errors.Is(err, ErrMismatch) || !strings.Contains(err.Error(), what) {
 			t.Errorf("%s: %v", what, err)
 		}
-	}
-}
-
-// takeAutomatic makes one of a key, which was last used so long ago.
-func takeAutomatic(t *testing.T, s *Store, key, boot string, ago time.Duration) string {
-	t.Helper()
-	d, err := s.Begin("", 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	d.Boot = boot
-	fill(t, d)
-	m := testManifest()
-	m.Key = key
-	snap, err := d.Commit(t.Context(), m, testFiles)
-	if err != nil {
-		t.Fatal(err)
-	}
-	snap.Release()
-	used := time.Now().Add(-ago)
-	if err := os.Chtimes(snap.Path(lockName), used, used); err != nil {
-		t.Fatal(err)
-	}
-	return snap.Manifest.ID
-}
-
-func TestAutomaticSnapshots(t *testing.T) {
-	s := New(t.TempDir())
-	if _, ok := s.HoldKey("a"); ok {
-		t.Error("found before there is one")
-	}
-	asked := take(t, s, "asked")
-	defer asked.Release()
-	var ids []string
-	for i := range MaxAutomatic + 2 {
-		ids = append(ids, takeAutomatic(t, s, string(rune('a'+i)), "", time.Duration(i+1)*time.Hour))
-	}
-	newer := takeAutomatic(t, s, "a", "", 0)
-	old, ok := s.HoldKey("j") // the one that was used longest ago
-	if !ok {
-		t.Fatal("a key is not found")
-	}
-	if snap, ok := s.HoldKey("a"); !ok || snap.Manifest.ID != newer {
-		t.Error("the newest of a key is not found")
-	} else {
-		snap.Release()
-	}
-	s.TrimAutomatic()
-	for i, id := range ids {
-		_, err := s.Find(id)
-		// a has a newer one; j is used, and so counts as the last one used.
-		if gone := i == 0 || (i >= MaxAutomatic-1 && id != old.Manifest.ID); gone != errors.Is(err, ErrNotFound) {
-			t.Errorf("%c: %v", 'a'+i, err)
-		}
-	}
-	old.Release()
-	if _, err := s.Find("asked"); err != nil {
-		t.Error(err)
-	}
-}
-
-// What may not have reached the disk before the host was restarted is read.
-func TestUnsynced(t *testing.T) {
-	s := New(t.TempDir())
-	for boot, noticed := range map[string]bool{"": false, proc.BootID(): false, "another": true} {
-		id := takeAutomatic(t, s, boot+"key", boot, 0)
-		snap, err := s.Hold(id)
-		if err != nil {
-			t.Fatal(err)
-		}
-		// A file system may bring back the size and time of a file, and not its data.
-		if err := os.Chmod(snap.Memory(), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		st, err := os.Stat(snap.Memory())
-		if err != nil {
-			t.Fatal(err)
-		}
-		f, err := os.OpenFile(snap.Memory(), os.O_WRONLY, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, err = f.WriteAt(make([]byte, 4096), 0)
-		if err = errors.Join(err, f.Close(), os.Chtimes(snap.Memory(), st.ModTime(), st.ModTime())); err != nil {
-			t.Fatal(err)
-		}
-		if err := snap.Verify(t.Context(), false); errors.Is(err, ErrCorrupt) != noticed {
-			t.Errorf("written during boot %q: %v", boot, err)
-		}
-		snap.Release()
 	}
 }
 

@@ -1,0 +1,128 @@
+package snapshot
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/klauspost/compress/zstd"
+)
+
+func TestExportAndImport(t *testing.T) {
+	ctx := t.Context()
+	s := New(t.TempDir())
+	snap := take(t, s, "warm")
+	defer snap.Release()
+	var archive bytes.Buffer
+	if err := snap.Export(ctx, &archive); err != nil {
+		t.Fatal(err)
+	}
+	if archive.Len() > memorySize/8 {
+		t.Errorf("an archive of %d bytes for next to nothing", archive.Len())
+	}
+	if _, err := s.Import(ctx, bytes.NewReader(archive.Bytes()), ""); !errors.Is(err, ErrNameTaken) {
+		t.Errorf("import beside the original: %v", err)
+	}
+	there := New(t.TempDir())
+	got, err := there.Import(ctx, bytes.NewReader(archive.Bytes()), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer got.Release()
+	if got.Manifest.Name != "warm" || got.Manifest.ID == snap.Manifest.ID {
+		t.Errorf("imported as %s, %s", got.Manifest.Name, got.Manifest.ID)
+	}
+	for _, f := range testFiles {
+		want, err1 := os.ReadFile(snap.Path(f))
+		have, err2 := os.ReadFile(got.Path(f))
+		if err := errors.Join(err1, err2); err != nil || !bytes.Equal(want, have) {
+			t.Errorf("%s differs: %v", f, err)
+		}
+	}
+	st, err := os.Stat(got.Memory())
+	if err != nil || st.Sys().(*syscall.Stat_t).Blocks*512 > memorySize/4 {
+		t.Errorf("the memory has no holes: %+v, %v", st, err)
+	}
+	damaged(t, archive.Bytes())
+}
+
+// damaged tries what is not, or not quite, what was exported.
+func damaged(t *testing.T, whole []byte) {
+	t.Helper()
+	flipped := slices.Clone(whole)
+	flipped[len(flipped)/2] ^= 1
+	for name, b := range map[string][]byte{
+		"empty": nil, "garbage": []byte(strings.Repeat("no archive", 1000)),
+		"cut": whole[:len(whole)/2], "a bit": flipped,
+	} {
+		leavesNothing(t, name, b)
+	}
+	for name, h := range map[string]tar.Header{
+		"a symbolic link":  {Name: "memory/" + strings.Repeat("0", 16), Typeflag: tar.TypeSymlink, Linkname: "/etc/passwd"},
+		"a hard link":      {Name: "memory/" + strings.Repeat("0", 16), Typeflag: tar.TypeLink, Linkname: "/etc/passwd"},
+		"a path out of it": {Name: "../../memory", Typeflag: tar.TypeReg},
+		"another file":     {Name: "other/" + strings.Repeat("0", 16), Typeflag: tar.TypeReg},
+		"a bad offset":     {Name: "memory/xyz", Typeflag: tar.TypeReg},
+		"beyond the end":   {Name: "memory/0000000000800000", Typeflag: tar.TypeReg, Size: 65536},
+		"a negative one":   {Name: "memory/-000000000010000", Typeflag: tar.TypeReg, Size: 1},
+	} {
+		leavesNothing(t, name, archiveWith(t, whole, h))
+	}
+}
+
+func leavesNothing(t *testing.T, name string, b []byte) {
+	t.Helper()
+	dir := t.TempDir()
+	_, err := New(dir).Import(t.Context(), bytes.NewReader(b), "")
+	if !errors.Is(err, ErrCorrupt) {
+		t.Errorf("%s: %v", name, err)
+	}
+	left, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range left {
+		if e.Name() != lockName {
+			t.Errorf("%s: left %s", name, e.Name())
+		}
+	}
+}
+
+// archiveWith is an archive with one more entry, after the manifest.
+func archiveWith(t *testing.T, whole []byte, h tar.Header) []byte {
+	t.Helper()
+	z, err := zstd.NewReader(bytes.NewReader(whole))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer z.Close()
+	var out bytes.Buffer
+	zw, err := zstd.NewWriter(&out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, w := tar.NewReader(z), tar.NewWriter(zw)
+	first, err := r.Next()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, first.Size)
+	if _, err := r.Read(b); err != nil && first.Size > 0 && !strings.Contains(err.Error(), "EOF") {
+		t.Fatal(err)
+	}
+	h.Mode = 0o400
+	err = errors.Join(entry(w, first.Name, b), w.WriteHeader(&h))
+	if h.Size > 0 {
+		_, werr := w.Write(make([]byte, h.Size))
+		err = errors.Join(err, werr)
+	}
+	if err = errors.Join(err, w.Close(), zw.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
