@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 
 	"github.com/fcvm/fcvm/internal/agentclient"
+	"golang.org/x/sys/unix"
+
 	"github.com/fcvm/fcvm/internal/proc"
 	"github.com/fcvm/fcvm/internal/snapshot"
 	"github.com/fcvm/fcvm/internal/vm"
@@ -95,7 +97,7 @@ func (in *instance) forget(snap *snapshot.Snapshot, why error) {
 func (in *instance) comeUp(ctx context.Context) error {
 	if in.from != nil {
 		err := in.wakeUp(ctx)
-		if err == nil || ctx.Err() != nil {
+		if err == nil || ctx.Err() != nil || in.wasKilled(err) {
 			return err
 		}
 		if err := in.startOver(ctx, err); err != nil {
@@ -116,6 +118,20 @@ func (in *instance) wakeUp(ctx context.Context) error {
 		return err
 	}
 	return in.makeOwn(ctx)
+}
+
+// wasKilled reports whether a start has failed because somebody has killed the
+// VMM: that says nothing of the snapshot, and asks for the VM's end.
+func (in *instance) wasKilled(err error) bool {
+	if errors.Is(err, vmm.ErrKilled) || in.machine == nil {
+		return errors.Is(err, vmm.ErrKilled)
+	}
+	select {
+	case <-in.machine.Done():
+		return in.machine.Exit().Signal == int(unix.SIGKILL)
+	default:
+		return false
+	}
 }
 
 // startOver gives up a snapshot that could not be started.

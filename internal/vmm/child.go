@@ -54,6 +54,9 @@ func (c *Child) Kill(ctx context.Context) error {
 func (c *Child) Err() error {
 	select {
 	case <-c.done:
+		if c.exit.Signal == int(syscall.SIGKILL) {
+			return fmt.Errorf("%w: %w", ErrExited, ErrKilled)
+		}
 		return fmt.Errorf("%w: %s", ErrExited, c.exit.Reason)
 	default:
 		return nil

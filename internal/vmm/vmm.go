@@ -31,6 +31,8 @@ var (
 	ErrUnavailable = errors.New("VMM is not available")
 	// ErrExited: the VMM is gone.
 	ErrExited = errors.New("VMM has exited")
+	// ErrKilled: somebody has killed the VMM. It comes with ErrExited.
+	ErrKilled = errors.New("killed by SIGKILL")
 	// ErrUnsupported: this driver does not do that.
 	ErrUnsupported = errors.New("not supported by this VMM")
 )
