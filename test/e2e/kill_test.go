@@ -234,7 +234,7 @@ func TestKilledVMM(t *testing.T) {
 // cannot lose it by a signal.
 func TestAgentIsNotKilled(t *testing.T) {
 	box := startBox(t)
-	fcvm(t, "exec", "--guest", box, "kill", "-KILL", "1").want(t, 0, "")
+	fcvm(t, "exec", "--guest", box, "sh", "-c", "kill -KILL 1").want(t, 0, "")
 	fcvm(t, "exec", box, "echo", "alive").want(t, 0, "alive\n")
 }
 
