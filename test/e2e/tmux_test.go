@@ -159,10 +159,11 @@ func tmuxKeys(_ *testing.T, m *tmux) {
 	m.keys("C-d")
 	m.see("end of 4 input\n")
 
-	m.line(`trap 'echo qu""it' QUIT; read`)
+	m.line(`trap 'echo qu""it' QUIT; echo tr""apped; read`)
+	m.see("trapped\n") // before that the shell ignores it
 	m.keys(`C-\`)
+	m.keys("Enter") // bash may run a trap only when read is over
 	m.see("quit\n")
-	m.keys("Enter")
 }
 
 func tmuxColours(_ *testing.T, m *tmux) {
