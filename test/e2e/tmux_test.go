@@ -120,7 +120,9 @@ func TestExecInTmux(t *testing.T) {
 			m.see("here2>")
 			test(t, m)
 			m.keys("C-d") // the shell's end is fcvm's, with its exit code
-			m.see("Pane is dead")
+			eventually(t, "end of fcvm", func() bool {
+				return strings.TrimSpace(m.do("list-panes", "-F", "#{pane_dead}")) == "1"
+			})
 		})
 	}
 	// No command is left, and the container's terminals are given back.
