@@ -9,13 +9,12 @@ import (
 	"runtime"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/fcvm/fcvm/internal/control"
 	"github.com/fcvm/fcvm/internal/paths"
 	"github.com/fcvm/fcvm/internal/proc"
 	"github.com/fcvm/fcvm/internal/rootfs"
 	"github.com/fcvm/fcvm/internal/snapshot"
+	"github.com/fcvm/fcvm/internal/usage"
 	"github.com/fcvm/fcvm/internal/vm"
 	"github.com/fcvm/fcvm/internal/vmm"
 )
@@ -203,11 +202,12 @@ func (in *instance) snapshotSize() int64 {
 	return memory + allocated(in.vm.Dir().Scratch())
 }
 
-// allocated is what a file takes of the disk, bytes.
+// allocated is what a file takes of the disk, bytes; 0 for one that cannot be
+// looked at.
 func allocated(path string) int64 {
-	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
+	_, n, err := usage.File(path)
+	if err != nil {
 		return 0
 	}
-	return st.Blocks * 512 // st_blocks is in units of 512 bytes: stat(2)
+	return n
 }

@@ -25,7 +25,7 @@ const (
 // has ended: it says so before it ends it.
 const endReason = time.Second
 
-// from is where the guest's memory and state come from. With a memory server,
+// restoreFrom is where the guest's memory and state come from. With a memory server,
 // the link to it is opened and watched.
 func (in *instance) restoreFrom(ctx context.Context) (vmm.RestoreFrom, error) {
 	from := vmm.RestoreFrom{State: in.from.State(), Phase: in.timer.phase}
