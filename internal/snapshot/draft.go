@@ -52,7 +52,7 @@ func (s *Store) Begin(name string, need int64) (*Draft, error) {
 		f, err := os.OpenFile(filepath.Join(d.dir, lockName), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 		if err == nil {
 			d.lock = f
-			err = unix.Flock(int(f.Fd()), exclusive|unix.LOCK_NB)
+			_, err = lockFile(f, exclusive) // nobody else knows of it
 		}
 		if err != nil {
 			d.Abort()
@@ -127,7 +127,8 @@ func (d *Draft) commit(ctx context.Context, m *Manifest, files []string) (*Snaps
 			return err
 		}
 		// Nobody can remove it before it is held: that takes this lock, too.
-		return unix.Flock(int(d.lock.Fd()), shared|unix.LOCK_NB)
+		_, err := lockFile(d.lock, shared)
+		return err
 	})
 	if err != nil {
 		return nil, err

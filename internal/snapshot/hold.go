@@ -131,32 +131,39 @@ func stampOf(path string) (Stamp, int64, error) {
 	return Stamp{Inode: sys.Ino, MTime: st.ModTime().UTC().Truncate(time.Nanosecond)}, st.Size(), nil
 }
 
-// Ways to lock a snapshot's directory: flock(2).
+// Ways to lock a snapshot's directory. The lock is an open file description
+// lock (fcntl(2), F_OFD_SETLK): a listing can ask for it without taking it, and
+// so makes nobody believe that the snapshot is in use, or on its way out.
 const (
-	shared    = unix.LOCK_SH
-	exclusive = unix.LOCK_EX
+	shared    = unix.F_RDLCK
+	exclusive = unix.F_WRLCK
 )
 
 // lockDir locks a snapshot or draft until the file that it returns is closed;
 // nil: others have it.
-func lockDir(dir string, how int) (*os.File, error) {
+func lockDir(dir string, how int16) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
-	err = unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		_ = f.Close()
-		return nil, nil
-	}
-	if err == nil {
+	ok, err := lockFile(f, how)
+	if err == nil && ok {
 		err = sameFile(f, filepath.Join(dir, lockName))
 	}
-	if err != nil {
+	if err != nil || !ok {
 		_ = f.Close()
 		return nil, err
 	}
 	return f, nil
+}
+
+// lockFile takes a lock, or changes the one that it has; false: others have it.
+func lockFile(f *os.File, how int16) (bool, error) {
+	err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: how})
+	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // sameFile is fs.ErrNotExist when the file has lost its name since it was
@@ -178,13 +185,12 @@ func sameFile(f *os.File, path string) error {
 
 // inUse reports whether somebody holds the snapshot.
 func (s *Store) inUse(id string) bool {
-	l, err := lockDir(s.path(id), exclusive)
+	f, err := os.Open(filepath.Join(s.path(id), lockName))
 	if err != nil {
 		return false
 	}
-	if l == nil {
-		return true
-	}
-	_ = l.Close()
-	return false
+	defer func() { _ = f.Close() }()
+	l := unix.Flock_t{Type: exclusive}
+	err = unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &l)
+	return err == nil && l.Type != unix.F_UNLCK
 }

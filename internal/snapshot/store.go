@@ -35,7 +35,7 @@ const (
 //
 //	DIR/lock             flock: names are given or taken back
 //	DIR/ID/manifest.json what the snapshot is
-//	DIR/ID/lock          flock: shared by those who use it
+//	DIR/ID/lock          a lock (see lockDir): shared by those who use it
 //	DIR/ID/…             its files
 //	DIR/.draft-ID/       one that is being made, by whoever has its lock
 type Store struct {

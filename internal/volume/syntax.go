@@ -185,8 +185,8 @@ func (r *request) setKind(kind string, values map[string]string) error {
 		if r.ReadOnly {
 			options = append(options, "ro")
 		}
-		for key, option := range map[string]string{"size": "size", "tmpfs-mode": "mode"} {
-			v := take(key)
+		for _, key := range []string{"size", "tmpfs-mode"} {
+			v, option := take(key), strings.TrimPrefix(key, "tmpfs-")
 			if v == "" {
 				continue
 			}
