@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 
-	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
 
 	"github.com/fcvm/fcvm/internal/image"
@@ -155,16 +154,9 @@ func runImageSave(ctx context.Context, a *app, o *imageSaveOptions) error {
 			return images.Save(ctx, a.sys.Stdout, savings, o.format, rep)
 		})
 	}
-	out, err := renameio.NewPendingFile(o.output, renameio.WithPermissions(0o644))
-	if err != nil {
-		return err
-	}
-	defer func() { _ = out.Cleanup() }()
-	err = a.withProgress(o.quiet, func(rep progress.Reporter) error { return images.Save(ctx, out, savings, o.format, rep) })
-	if err != nil {
-		return err
-	}
-	return out.CloseAtomicallyReplace()
+	return writeOutput(o.output, 0o644, func(w io.Writer) error {
+		return a.withProgress(o.quiet, func(rep progress.Reporter) error { return images.Save(ctx, w, savings, o.format, rep) })
+	})
 }
 
 // add appends an image, or a name to one that is there already.

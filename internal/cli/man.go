@@ -5,8 +5,9 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
+
+	"github.com/fcvm/fcvm/internal/atomicfile"
 )
 
 // newManCommand writes the manual pages; packagers call it.
@@ -30,7 +31,7 @@ func writeManPages(root *cobra.Command, dir string) error {
 	root.InitDefaultCompletionCmd()
 	return eachCommand(root, func(cmd *cobra.Command) error {
 		path := filepath.Join(dir, manName(cmd)+".1")
-		if err := renameio.WriteFile(path, manPage(cmd), 0o644); err != nil {
+		if err := atomicfile.Write(path, manPage(cmd), 0o644); err != nil {
 			return fmt.Errorf("write manual page %s: %w", path, err)
 		}
 		return nil

@@ -8,7 +8,6 @@ import (
 	"os"
 	"slices"
 
-	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
 
 	"github.com/fcvm/fcvm/internal/inventory"
@@ -60,22 +59,9 @@ func runSnapshotExport(ctx context.Context, a *app, o *snapshotExportOptions) er
 				}
 				return snap.Export(ctx, a.sys.Stdout)
 			}
-			return exportFile(ctx, snap, o.file)
+			return writeOutput(o.file, 0o600, func(w io.Writer) error { return snap.Export(ctx, w) })
 		})
 	})
-}
-
-// exportFile writes a file that is there whole or not at all.
-func exportFile(ctx context.Context, snap *snapshot.Snapshot, path string) (err error) {
-	out, err := renameio.NewPendingFile(path, renameio.WithPermissions(0o600))
-	if err != nil {
-		return fmt.Errorf("export snapshot: %w", err)
-	}
-	defer func() { err = errors.Join(err, out.Cleanup()) }()
-	if err := snap.Export(ctx, out); err != nil {
-		return err
-	}
-	return out.CloseAtomicallyReplace()
 }
 
 type snapshotImportOptions struct{ file, name string }

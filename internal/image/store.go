@@ -14,8 +14,8 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
-	"github.com/google/renameio/v2"
 
+	"github.com/fcvm/fcvm/internal/atomicfile"
 	"github.com/fcvm/fcvm/internal/progress"
 )
 
@@ -297,7 +297,7 @@ func (s *Store) writeJSON(path string, v any) error {
 	if err != nil {
 		return err
 	}
-	if err := renameio.WriteFile(path, append(b, '\n'), 0o600, renameio.WithStaticPermissions(0o600)); err != nil {
+	if err := atomicfile.Write(path, append(b, '\n'), 0o600); err != nil {
 		return s.diskError(err)
 	}
 	return nil
@@ -305,7 +305,7 @@ func (s *Store) writeJSON(path string, v any) error {
 
 // writeConfig keeps a configuration as it is: its digest is the image's.
 func (s *Store) writeConfig(dir string, raw []byte) error {
-	return s.diskError(renameio.WriteFile(filepath.Join(dir, configName), raw, 0o600, renameio.WithStaticPermissions(0o600)))
+	return s.diskError(atomicfile.Write(filepath.Join(dir, configName), raw, 0o600))
 }
 
 func isNoSpace(err error) bool {

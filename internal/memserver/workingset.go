@@ -9,7 +9,7 @@ import (
 	"io/fs"
 	"os"
 
-	"github.com/google/renameio/v2"
+	"github.com/fcvm/fcvm/internal/atomicfile"
 )
 
 // A working set's file, in little-endian order:
@@ -96,5 +96,5 @@ func loadSet(path string, page, memory int64) (bitmap, error) {
 }
 
 func saveSet(path string, set bitmap, page, memory int64) error {
-	return renameio.WriteFile(path, encodeSet(set, page, memory), 0o600)
+	return atomicfile.Write(path, encodeSet(set, page, memory), 0o600)
 }

@@ -9,8 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/google/renameio/v2"
-
+	"github.com/fcvm/fcvm/internal/atomicfile"
 	"github.com/fcvm/fcvm/internal/setup/initramfs"
 )
 
@@ -106,12 +105,12 @@ func sweepInitramfs(kernelDir, keep string) error {
 	return nil
 }
 
-func buildInitramfs(path, agent, modules string) (err error) {
-	out, err := renameio.NewPendingFile(path, renameio.WithPermissions(0o400))
+func buildInitramfs(path, agent, modules string) error {
+	out, err := atomicfile.Create(path, 0o400)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, out.Cleanup()) }()
+	defer out.Discard()
 	w := initramfs.NewWriter(out)
 	for _, d := range []string{"dev", "proc", "sys", "run", "lib", "lib/modules", "lower", "newroot"} {
 		if err := w.Dir(d, 0o755); err != nil {
@@ -145,5 +144,5 @@ func buildInitramfs(path, agent, modules string) (err error) {
 	if err := w.Close(); err != nil {
 		return err
 	}
-	return out.CloseAtomicallyReplace()
+	return out.Commit()
 }

@@ -11,7 +11,7 @@ import (
 	"os"
 	"time"
 
-	"github.com/google/renameio/v2"
+	"github.com/fcvm/fcvm/internal/atomicfile"
 )
 
 // manifestSchema is the version of Manifest's form on disk.
@@ -71,7 +71,7 @@ func (m *Manifest) write(path string) error {
 	if err != nil {
 		return err
 	}
-	if err := renameio.WriteFile(path, append(b, '\n'), 0o600); err != nil {
+	if err := atomicfile.Write(path, append(b, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return nil

@@ -13,8 +13,8 @@ import (
 	"time"
 
 	"github.com/gofrs/flock"
-	"github.com/google/renameio/v2"
 
+	"github.com/fcvm/fcvm/internal/atomicfile"
 	"github.com/fcvm/fcvm/internal/vm"
 )
 
@@ -342,7 +342,7 @@ func (m *Manifest) write(dir string) error {
 		return err
 	}
 	path := filepath.Join(dir, manifestName)
-	if err := renameio.WriteFile(path, append(b, '\n'), 0o600); err != nil {
+	if err := atomicfile.Write(path, append(b, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write %s: %w", path, noSpace(err, dir))
 	}
 	return nil

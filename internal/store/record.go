@@ -7,8 +7,7 @@ import (
 	"os"
 	"syscall"
 
-	"github.com/google/renameio/v2"
-
+	"github.com/fcvm/fcvm/internal/atomicfile"
 	"github.com/fcvm/fcvm/internal/paths"
 	"github.com/fcvm/fcvm/internal/vm"
 )
@@ -48,7 +47,7 @@ func keepReserve(dir paths.VMDir, status vm.Status) error {
 	for i := range b {
 		b[i] = byte(i*i>>8 ^ i)
 	}
-	err := renameio.WriteFile(dir.Reserve(), b, 0o600)
+	err := atomicfile.Write(dir.Reserve(), b, 0o600)
 	if err != nil && status == vm.StatusCreated {
 		return fmt.Errorf("write %s: %w", dir.Reserve(), err)
 	}

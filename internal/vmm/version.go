@@ -11,7 +11,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/google/renameio/v2"
+	"github.com/fcvm/fcvm/internal/atomicfile"
 )
 
 const (
@@ -98,6 +98,6 @@ func (v *Versions) write(known map[string]string) {
 		return
 	}
 	if b, err := json.MarshalIndent(known, "", "  "); err == nil {
-		_ = renameio.WriteFile(v.path, append(b, '\n'), 0o600)
+		_ = atomicfile.Write(v.path, append(b, '\n'), 0o600)
 	}
 }

@@ -12,8 +12,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/renameio/v2"
-
+	"github.com/fcvm/fcvm/internal/atomicfile"
 	"github.com/fcvm/fcvm/internal/paths"
 	"github.com/fcvm/fcvm/internal/rootfs"
 	"github.com/fcvm/fcvm/internal/vm"
@@ -79,7 +78,7 @@ func (s *Store) Create(ctx context.Context, info Info) (err error) {
 		err = rootfs.Volume(ctx, d.Disk(), int64(info.SizeMiB)<<20, "")
 	}
 	if err == nil {
-		err = errors.Join(renameio.WriteFile(d.Info(), append(b, '\n'), 0o600), os.WriteFile(d.Lock(), nil, 0o600))
+		err = errors.Join(atomicfile.Write(d.Info(), append(b, '\n'), 0o600), os.WriteFile(d.Lock(), nil, 0o600))
 	}
 	if err == nil {
 		err = os.Rename(work, string(s.layout.Volume(info.Name)))

@@ -30,7 +30,10 @@ func TestFileSystems(t *testing.T) {
 	for dir, lack := range map[string][]string{"/share": posix.SharesLack(), "/disk": nil, "/var": nil} {
 		r := fcvm(t, "exec", box, "/disk/posix", dir)
 		got := strings.Split(strings.TrimSuffix(r.stdout, "done\n"), "\n")
-		got = slices.DeleteFunc(got, func(s string) bool { return s == "" })
+		got = slices.DeleteFunc(got, func(s string) bool {
+			// The root is an overlay, and Linux 6.1's has no O_TMPFILE; later ones have.
+			return s == "" || s == "O_TMPFILE" && dir == "/var"
+		})
 		if r.code != 0 || !strings.HasSuffix(r.stdout, "done\n") || !slices.Equal(got, lack) {
 			t.Errorf("%s: code %d, these failed:\n%q\nand these were to:\n%q\n%s", dir, r.code, got, lack, r.stderr)
 		}
