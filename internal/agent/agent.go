@@ -26,6 +26,7 @@ import (
 	"github.com/fcvm/fcvm/internal/agentapi"
 	"github.com/fcvm/fcvm/internal/serialmux"
 	"github.com/fcvm/fcvm/internal/vmm"
+	"github.com/fcvm/fcvm/internal/vsocklink"
 )
 
 // Where things lie in the guest. /run is a tmpfs that moves along when the
@@ -149,7 +150,7 @@ func (a *agent) listen() (net.Listener, error) {
 	for {
 		l, err := vsock.ListenContextID(unix.VMADDR_CID_ANY, vmm.AgentPort, nil)
 		if err == nil {
-			return l, nil
+			return vsocklink.Listen(l), nil
 		}
 		if time.Now().After(deadline) {
 			return nil, fmt.Errorf("listen on vsock port %d: %w", vmm.AgentPort, err)

@@ -90,7 +90,6 @@ func (c *capture) freeze(ctx context.Context) (err error) {
 		}
 	}()
 	c.manifest.Pause, err = c.in.whilePaused(ctx, func() error {
-		c.in.markSaved()
 		if err := c.machine.Snapshot(ctx, c.files); err != nil {
 			return err
 		}
@@ -105,7 +104,6 @@ func (c *capture) freeze(ctx context.Context) (err error) {
 		}
 		return nil
 	})
-	c.in.markSaved() // it goes on only now
 	if err != nil {
 		return err
 	}

@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/fcvm/fcvm/internal/agentapi"
@@ -39,13 +37,11 @@ type instance struct {
 	machine   vmm.Machine
 	pages     *memserver.Link // to the server of the guest's memory; nil: there is none
 	agent     *agentclient.Client
-	streaming sync.Mutex // guards stream
 	stream    *agentclient.Stream
-	saved     atomic.Int64 // when the machine was last saved in a way that hangs up connections to the agent, Unix time, ns; 0: never
-	out, err  io.Writer    // of the container
-	gone      *latch       // the container has ended, or never will run
-	logSeen   *latch       // the line that a log gate waits for
-	failure   *latch       // why the VM was ended from outside of it
+	out, err  io.Writer // of the container
+	gone      *latch    // the container has ended, or never will run
+	logSeen   *latch    // the line that a log gate waits for
+	failure   *latch    // why the VM was ended from outside of it
 }
 
 func (in *instance) openNetwork(ctx context.Context) error {
@@ -128,10 +124,10 @@ func (in *instance) getReady(ctx context.Context) error {
 	wait, cancel := untilDone(ctx, in.machine, startTimeout)
 	defer cancel()
 	plan := in.plan()
-	if err := in.insist(wait, func() error { return in.givePlan(wait, plan) }); err != nil {
+	if err := in.givePlan(wait, plan); err != nil {
 		return in.bootError(ctx, startTimeout, err)
 	}
-	if err := in.insist(wait, func() error { return in.agent.WaitReady(wait) }); err != nil {
+	if err := in.agent.WaitReady(wait); err != nil {
 		return in.bootError(ctx, startTimeout, err)
 	}
 	if in.usesMetadata() {
@@ -184,7 +180,7 @@ func (in *instance) attachAndStart(ctx context.Context) (runs bool, err error) {
 	if in.stream, err = in.agent.Attach(wait); err != nil {
 		return false, in.guestError(ctx, err)
 	}
-	in.undo.add("detach", func(context.Context) error { _ = in.attached().Close(); return nil })
+	in.undo.add("detach", func(context.Context) error { _ = in.stream.Close(); return nil })
 	started, err := in.agent.Start(wait)
 	if err != nil {
 		return false, in.guestError(ctx, err)
@@ -195,7 +191,7 @@ func (in *instance) attachAndStart(ctx context.Context) (runs bool, err error) {
 // follow passes the container's streams on until it has ended.
 func (in *instance) follow(ctx context.Context) (int, error) {
 	// Signals are the container's from here on.
-	if !in.signals.setForward(func(sig int) { _ = in.attached().Signal(sig) }) {
+	if !in.signals.setForward(func(sig int) { _ = in.stream.Signal(sig) }) {
 		return 0, context.Cause(ctx)
 	}
 	defer in.signals.setForward(nil)
@@ -210,7 +206,9 @@ func (in *instance) follow(ctx context.Context) (int, error) {
 		go in.watchGate(watch)
 		go in.watchHealth(watch)
 	}
-	exit, err := in.runStream(ctx)
+	exit, err := in.stream.Run(ctx, agentclient.Stdio{
+		Stdin: in.Stdio.In, Stdout: in.out, Stderr: in.err, Resize: in.Stdio.Resize,
+	})
 	in.gone.set(nil)
 	select {
 	case <-in.failure.done:

@@ -212,7 +212,7 @@ func (in *instance) joinContainer(ctx context.Context) error {
 	if in.stream, err = in.agent.Attach(wait); err != nil {
 		return in.guestError(ctx, err)
 	}
-	in.undo.add("detach", func(context.Context) error { _ = in.attached().Close(); return nil })
+	in.undo.add("detach", func(context.Context) error { _ = in.stream.Close(); return nil })
 	return in.recordRunning()
 }
 
@@ -232,7 +232,7 @@ func (in *instance) recordRunning() error {
 // code. The container goes on beside it, and ends with the VM.
 func (in *instance) runCommand(ctx context.Context) (int, error) {
 	go func() { // what it writes, nobody has asked for
-		_, _ = in.attached().Run(context.WithoutCancel(ctx), agentclient.Stdio{Stdin: openInput{}})
+		_, _ = in.stream.Run(context.WithoutCancel(ctx), agentclient.Stdio{Stdin: openInput{}})
 	}()
 	s, err := in.agent.Exec(ctx, agentapi.ExecRequest{Args: in.Clone.Exec, Stdin: in.Stdio.In != nil})
 	if err != nil {

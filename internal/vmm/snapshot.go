@@ -29,8 +29,8 @@ type Snapshotter interface {
 	// yet. The machine stays paused, and can be resumed whether or not the
 	// snapshot has succeeded; after an error the files are gone. It neither
 	// syncs the files nor waits for anything that can be done once the guest
-	// runs again: FinishSnapshot does. With some drivers
-	// (Capabilities.SnapshotHangsUp) connections to the agent do not survive it.
+	// runs again: FinishSnapshot does. Connections to the agent outlive it, and
+	// nothing of what goes over them is lost.
 	Snapshot(ctx context.Context, to SnapshotFiles) error
 	// FinishSnapshot does what needs no paused machine (holes for pages of
 	// zeros, a merge of changed pages into a copy of the parent's memory). The

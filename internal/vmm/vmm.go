@@ -119,9 +119,6 @@ type Capabilities struct {
 	BootTimeout time.Duration
 	// PageServer: RestoreFrom.PageServer works (userfaultfd).
 	PageServer bool
-	// SnapshotHangsUp: the connections to the agent of a machine that is saved
-	// end when it goes on. Dial makes new ones.
-	SnapshotHangsUp bool
 	// MemoryOverheadMiB is what the VMM's process may need beside the guest's
 	// memory, with room to spare, MiB.
 	MemoryOverheadMiB int

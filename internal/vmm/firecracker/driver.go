@@ -66,8 +66,7 @@ func (d *Driver) Name() string { return programName }
 func (d *Driver) Capabilities() vmm.Capabilities {
 	return vmm.Capabilities{
 		Metadata: true, TapNetwork: true, AgentVsock: true, PageServer: true,
-		SnapshotHangsUp: true, // of vsock, so that the guest's clones do not go on with them
-		BootTimeout:     bootTimeout, MemoryOverheadMiB: memoryOverheadMiB,
+		BootTimeout: bootTimeout, MemoryOverheadMiB: memoryOverheadMiB,
 	}
 }
 

@@ -10,10 +10,12 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/fcvm/fcvm/internal/paths"
 	"github.com/fcvm/fcvm/internal/vmm"
 	"github.com/fcvm/fcvm/internal/vmm/launch"
+	"github.com/fcvm/fcvm/internal/vsocklink"
 )
 
 var (
@@ -29,6 +31,8 @@ type machine struct {
 	memory    int64 // of the guest, bytes
 	api       *apiClient
 	base      base
+	agent     *vsocklink.Host
+	saved     atomic.Bool // it has been saved since it last ran
 	closeOnce sync.Once
 	closeErr  error
 }
@@ -69,8 +73,13 @@ func (d *Driver) spawn(ctx context.Context, cfg *vmm.Config) (*machine, error) {
 		return nil, err
 	}
 	child := vmm.WatchChild(name, proc, cfg.Console.Name(), cfg.VMMLog.Name())
+	agent := vsocklink.NewHost(func(ctx context.Context) (net.Conn, error) { return dialVsock(ctx, cfg.Dir, vmm.AgentPort) })
+	go func() {
+		<-child.Done()
+		agent.Ended()
+	}()
 	return &machine{
-		Child: child, dir: cfg.Dir, memory: int64(cfg.MemoryMiB) << 20, api: newAPIClient(cfg.Dir, child.Done()),
+		Child: child, dir: cfg.Dir, memory: int64(cfg.MemoryMiB) << 20, api: newAPIClient(cfg.Dir, child.Done()), agent: agent,
 	}, nil
 }
 
@@ -79,14 +88,20 @@ func (m *machine) Dial(ctx context.Context) (net.Conn, error) {
 	if err := m.Err(); err != nil {
 		return nil, err
 	}
-	return dialVsock(ctx, m.dir, vmm.AgentPort)
+	return m.agent.Dial(ctx)
 }
 
 // Pause implements vmm.Machine.
 func (m *machine) Pause(ctx context.Context) error { return m.setState(ctx, "Paused") }
 
 // Resume implements vmm.Machine.
-func (m *machine) Resume(ctx context.Context) error { return m.setState(ctx, "Resumed") }
+func (m *machine) Resume(ctx context.Context) error {
+	err := m.setState(ctx, "Resumed")
+	if err == nil && m.saved.Swap(false) {
+		m.agent.Resumed()
+	}
+	return err
+}
 
 func (m *machine) setState(ctx context.Context, state string) error {
 	return m.call(ctx, patch("/vm", vmState{State: state}))

@@ -74,6 +74,8 @@ func (m *machine) Snapshot(ctx context.Context, to vmm.SnapshotFiles) (err error
 	m.base.mu.Unlock()
 	r := put("/snapshot/create", create)
 	r.limit = snapshotTimeout
+	m.saved.Store(true)
+	m.agent.Saving() // it hangs up all that goes over vsock
 	if err := m.call(ctx, r); err != nil {
 		m.base.forget() // which pages Firecracker takes for changed now, nobody knows
 		return err

@@ -20,6 +20,7 @@ import (
 
 	"github.com/fcvm/fcvm/internal/vmm"
 	"github.com/fcvm/fcvm/internal/vmm/memimage"
+	"github.com/fcvm/fcvm/internal/vsocklink"
 )
 
 // fake is a machine whose Firecracker is a server in this process.
@@ -36,7 +37,7 @@ func newFake(t *testing.T, memory int64) *fake {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fake{machine: &machine{dir: dir, memory: memory, api: newAPIClient(dir, make(chan struct{}))}}
+	f := &fake{machine: &machine{dir: dir, memory: memory, api: newAPIClient(dir, make(chan struct{})), agent: vsocklink.NewHost(nil)}}
 	srv := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		f.asked = append(f.asked, strings.TrimSpace(r.Method+" "+r.URL.Path+" "+string(body)))

@@ -194,11 +194,7 @@ func (s *suite) testSnapshot(t *testing.T) {
 		_ = pw.Close()
 	}()
 	b, err := io.ReadAll(resp.Body)
-	if s.caps.SnapshotHangsUp {
-		if err == nil {
-			t.Errorf("a connection from before the snapshot has survived it: %q", b)
-		}
-	} else if err != nil || string(b) != "still here" {
+	if err != nil || string(b) != "still here" {
 		t.Errorf("a connection from before the snapshot: %q, %v", b, err)
 	}
 	original.write(t, changed)

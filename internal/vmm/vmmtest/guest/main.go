@@ -22,6 +22,7 @@ import (
 	"github.com/fcvm/fcvm/internal/agentapi"
 	"github.com/fcvm/fcvm/internal/serialmux"
 	"github.com/fcvm/fcvm/internal/vmm"
+	"github.com/fcvm/fcvm/internal/vsocklink"
 )
 
 const (
@@ -99,7 +100,7 @@ func listen() (net.Listener, error) {
 	for {
 		l, err := vsock.ListenContextID(unix.VMADDR_CID_ANY, vmm.AgentPort, nil)
 		if err == nil {
-			return l, nil
+			return vsocklink.Listen(l), nil
 		}
 		time.Sleep(retry)
 	}
