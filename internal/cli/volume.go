@@ -227,18 +227,18 @@ func newVolumeRmCommand(a *app) *cobra.Command {
 		Use:               "rm [flags] NAME...",
 		Aliases:           []string{"remove"},
 		Short:             "Remove volumes",
-		Long:              "Remove named volumes with all that is in them. One that a running VM uses stays, and\nis an error.",
+		Long:              "Remove named volumes with all that is in them. One that a running VM uses, or that\na snapshot needs, stays, and is an error.",
 		Example:           `  fcvm volume rm data`,
 		Args:              oneOrMore("volume"),
 		ValidArgsFunction: a.completeVolumes,
 		RunE: interruptible(func(_ context.Context, args []string) error {
-			s, err := a.openVolumes()
+			inv, err := a.openInventory()
 			if err != nil {
 				return err
 			}
 			var failed []error
 			for _, name := range args {
-				err := s.Remove(name)
+				err := inv.RemoveVolume(name)
 				if force && errors.Is(err, volume.ErrNotFound) {
 					continue
 				}

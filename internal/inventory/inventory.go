@@ -243,7 +243,7 @@ func (v *Inventory) volumes(_ []store.Entry, u *usersTable) ([]Item, error) {
 		}
 		if v.PruneVolumes {
 			i.remove = func(context.Context) (bool, error) {
-				err := v.Volumes.Remove(info.Name)
+				err := v.RemoveVolume(info.Name)
 				if errors.Is(err, volume.ErrInUse) || errors.Is(err, volume.ErrNotFound) {
 					return false, nil
 				}
@@ -306,6 +306,7 @@ func (v *Inventory) usersOf(entries []store.Entry) (*usersTable, error) {
 		n := &s.Manifest.Needs
 		u.vms = append(u.vms, user{
 			id: s.Manifest.ID, alive: s.InUse, unknown: s.Err != nil, ids: []string{n.ImageDigest, n.KernelID, n.RootID},
+			targets: sharedDisks(&s.Manifest),
 		})
 	}
 	for _, e := range entries {

@@ -3,11 +3,41 @@ package inventory
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/fcvm/fcvm/internal/snapshot"
 	"github.com/fcvm/fcvm/internal/store"
+	"github.com/fcvm/fcvm/internal/volume"
 )
+
+// sharedDisks are the disks that a snapshot has not copied.
+func sharedDisks(m *snapshot.Manifest) []string {
+	var paths []string
+	for _, d := range m.Disks {
+		if d.Path != "" {
+			paths = append(paths, d.Path)
+		}
+	}
+	return paths
+}
+
+// RemoveVolume drops a volume that no VM runs with and no snapshot needs. The
+// error wraps volume.ErrInUse or volume.ErrNotFound.
+func (v *Inventory) RemoveVolume(name string) error {
+	list, err := v.Snapshots.List()
+	if err != nil {
+		return err
+	}
+	dir := string(v.Store.Layout().Volume(name))
+	for _, s := range list {
+		if slices.ContainsFunc(sharedDisks(&s.Manifest), func(path string) bool { return strings.HasPrefix(path, dir+"/") }) {
+			return fmt.Errorf("remove volume %s: it %w: snapshot %s needs it (fcvm snapshot rm)", name, volume.ErrInUse, s.Manifest.Title())
+		}
+	}
+	return v.Volumes.Remove(name)
+}
 
 func (v *Inventory) snapshots(_ []store.Entry, u *usersTable) ([]Item, error) {
 	list, err := v.Snapshots.List()

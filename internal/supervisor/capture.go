@@ -187,7 +187,7 @@ func (l *life) host() snapshot.Needs {
 
 // snapshotSize is what a snapshot takes of the disk, at most, bytes: what the
 // VMM has in memory, what of the snapshot it was started from it has not
-// touched yet, and its disk.
+// touched yet, and the disks that it writes to.
 func (in *instance) snapshotSize() int64 {
 	memory := int64(in.Spec.MemoryMiB) << 20
 	if st, err := proc.Read(in.machine.PID()); err == nil {
@@ -197,7 +197,16 @@ func (in *instance) snapshotSize() int64 {
 		}
 		memory = min(memory, rss)
 	}
-	return memory + allocated(in.vm.Dir().Scratch())
+	for _, d := range in.disks() {
+		if d.ReadOnly {
+			continue
+		}
+		// A volume's disk lies elsewhere.
+		if path, err := filepath.EvalSymlinks(filepath.Join(string(in.vm.Dir()), d.Path)); err == nil {
+			memory += allocated(path)
+		}
+	}
+	return memory
 }
 
 // allocated is what a file takes of the disk, bytes; 0 for one that cannot be

@@ -196,6 +196,7 @@ func (in *instance) follow(ctx context.Context) (int, error) {
 	}
 	defer in.signals.setForward(nil)
 	ctx = context.WithoutCancel(ctx)
+	in.ran = true
 	if in.Started != nil {
 		in.Started()
 	}

@@ -55,6 +55,7 @@ type life struct {
 
 	mu       sync.Mutex
 	current  *instance // that boots or runs; nil: none
+	ran      bool      // the container of this start was running
 	stopping bool      // somebody asked for the end: no restart
 	ended    control.Ended
 	// What the record could not take yet.
@@ -94,17 +95,33 @@ func (l *life) live(ctx context.Context) (int, error) {
 	for {
 		began := time.Now()
 		code, err := l.runInstance(ctx)
-		if err != nil || !l.again(code) {
+		seen, why := code, fmt.Sprintf("the container ended with code %d", code)
+		if l.lost(err) {
+			seen, why = exitLost, "the VM was lost: "+firstLine(err)
+		} else if err != nil {
+			return code, err
+		}
+		if !l.again(seen) {
 			return code, err
 		}
 		if time.Since(began) > restartSettled {
 			pause = restartPause
 		}
-		if err := l.pauseBeforeRestart(ctx, code, pause); err != nil {
+		if err := l.pauseBeforeRestart(ctx, why, pause); err != nil {
 			return code, err
 		}
 		pause = min(2*pause, maxRestartPause)
 	}
+}
+
+// exitLost is the exit code of a container whose VM did not live to see its end,
+// as the restart policy sees it: that of a program that fcvm could not run.
+const exitLost = 125
+
+// lost reports whether a VM has ended under a container that was running: its VMM
+// was killed, its guest crashed, its network went away.
+func (l *life) lost(err error) bool {
+	return l.ran && (errors.Is(err, ErrGuest) || errors.Is(err, errNetworkLost))
 }
 
 // again reports whether the container is to be started once more.
@@ -114,13 +131,13 @@ func (l *life) again(code int) bool {
 	return !l.stopping && !l.signals.endAsked() && l.Spec.Restart.Again(code, l.vm.Record().Restarts)
 }
 
-func (l *life) pauseBeforeRestart(ctx context.Context, code int, pause time.Duration) error {
+func (l *life) pauseBeforeRestart(ctx context.Context, why string, pause time.Duration) error {
 	l.timer.phases = nil // those of the first start would be added to
-	l.vm.Tell(events.Stopped, fmt.Sprintf("the container ended with code %d, and is started again", code))
+	l.vm.Tell(events.Stopped, why+", and is started again")
 	err := l.vm.Update(func(r *vm.Record) error {
 		r.Restarts++
 		r.Ready, r.Health = false, ""
-		return r.Move(vm.StatusStarting, fmt.Sprintf("restart after the container ended with code %d", code), time.Now())
+		return r.Move(vm.StatusStarting, "restart after "+why, time.Now())
 	})
 	if err != nil {
 		return err
@@ -135,6 +152,7 @@ func (l *life) pauseBeforeRestart(ctx context.Context, code int, pause time.Dura
 
 // runInstance boots the VM once and follows its container to the end.
 func (l *life) runInstance(ctx context.Context) (code int, err error) {
+	l.ran = false
 	in := &instance{life: l, gone: newLatch(), failure: newLatch(), logSeen: newLatch()}
 	if l.Clone != nil {
 		in.from = l.Clone.Snapshot

@@ -172,3 +172,27 @@ func TestDetachedSupervisorIsKilled(t *testing.T) {
 		t.Errorf("left behind: %q", left)
 	}
 }
+
+// A VM that somebody has killed is started again, as one whose container has
+// failed is.
+func TestRestartOfALostVM(t *testing.T) {
+	id := detach(t, []string{"--name", "lost", "--restart", "on-failure:1"}, "busybox", "sleep", "1000")
+	for restarts := range 2 {
+		s := status(t, id)
+		vmm := describe(t, id).Resolved.VMM.PID
+		if vmm == 0 || s.Restarts != restarts {
+			t.Fatalf("after %d restarts: %+v", restarts, s)
+		}
+		sigkill(vmm)
+		if restarts == 0 {
+			eventually(t, "restart", func() bool {
+				s := status(t, id)
+				return s.Restarts == 1 && s.Status == "running" && s.Ready
+			})
+		}
+	}
+	fcvm(t, "wait", "lost")
+	if s := status(t, id); s.Status == "running" || s.Restarts != 1 {
+		t.Errorf("at last: %+v", s)
+	}
+}

@@ -128,7 +128,7 @@ func TestExecInTmux(t *testing.T) {
 	// No command is left, and the container's terminals are given back. Its first
 	// process waits for no orphan: what was the tmux server's stays defunct.
 	eventually(t, "the container's first process alone", func() bool {
-		return fcvm(t, "exec", "desk", "sh", "-c", "ps -e | grep bash | grep -cv defunct; ls /dev/pts").stdout == "0\nptmx\n"
+		return fcvm(t, "exec", "desk", "sh", "-c", "ps -eo stat,comm | grep bash | grep -cv ^Z; ls /dev/pts").stdout == "0\nptmx\n"
 	})
 }
 
@@ -144,8 +144,9 @@ func tmuxKeys(_ *testing.T, m *tmux) {
 	m.line("sleep 1001")
 	m.running("desk", "sleep 1001")
 	m.keys("C-c")
+	m.see("^C\nhere2>") // before that the terminal would show what is typed at once
 	m.line("echo code $?")
-	m.see("^C\n", "code 130\n")
+	m.see("code 130\n")
 
 	m.line("sleep 1002")
 	m.running("desk", "sleep 1002")
@@ -154,6 +155,7 @@ func tmuxKeys(_ *testing.T, m *tmux) {
 	m.line("fg")
 	m.running("desk", "sleep 1002")
 	m.keys("C-c")
+	m.see("sleep 1002\n^C\nhere2>")
 
 	m.line(`cat; echo end of $((2+2)) input`)
 	m.running("desk", "cat")
