@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"strings"
 	"testing"
@@ -224,4 +225,38 @@ func TestCloneOfASystemdGuest(t *testing.T) {
 	}
 	fcvm(t, "exec", "--guest", "unit-2", "sh", "-c", "hostname; systemctl is-active fc-agent; journalctl -q --no-pager -n 1 | wc -l").
 		want(t, 0, "unit-2\nactive\n1\n")
+}
+
+// What a VM and the commands in it write while it is saved is all there, and once.
+func TestOutputWhileSaved(t *testing.T) {
+	detach(t, []string{"--name", "talks", "--logs", "file", "--network", "none", "--wait-ready", "log=^1$"},
+		"busybox", "sh", "-c", "i=0; while [ $i -lt 2000 ]; do i=$((i+1)); echo $i; done; sleep 1000")
+	stdin, typing := io.Pipe()
+	session := startWith(t, stdin, "exec", "-i", "talks", "sh", "-c", "i=0; while read -r x; do i=$((i+1)); echo $i; done; echo end")
+	lines := strings.Repeat("x\n", 4000)
+	typed := make(chan error, 1)
+	go func() {
+		for rest := lines; rest != ""; rest = rest[min(200, len(rest)):] {
+			if _, err := io.WriteString(typing, rest[:min(200, len(rest))]); err != nil {
+				typed <- err
+				return
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+		typed <- typing.Close()
+	}()
+	for i := range 3 {
+		fcvm(t, "snapshot", "create", "--name", fmt.Sprintf("talks-%d", i), "talks").want(t, 0, fmt.Sprintf("talks-%d\n", i))
+		t.Cleanup(func() { fcvm(t, "snapshot", "rm", fmt.Sprintf("talks-%d", i)) })
+	}
+	if err := <-typed; err != nil {
+		t.Error(err)
+	}
+	if code := session.wait(t); code != 0 || session.out.String() != numbers(4000)+"end\n" {
+		t.Errorf("exec ended with code %d, %d bytes of output of %d; stderr:\n%s", code, len(session.out.String()), len(numbers(4000))+4, session.errs.String())
+	}
+	eventually(t, "end of the container's output", func() bool { return strings.HasSuffix(fcvm(t, "logs", "talks").stdout, "\n2000\n") })
+	if got := fcvm(t, "logs", "talks").stdout; got != numbers(2000) {
+		t.Errorf("logs are not complete: %d bytes of %d", len(got), len(numbers(2000)))
+	}
 }

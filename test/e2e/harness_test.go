@@ -106,8 +106,14 @@ type vmProcess struct {
 // start starts fcvm and leaves it running; the test's end kills it.
 func start(t testing.TB, args ...string) *vmProcess {
 	t.Helper()
+	return startWith(t, nil, args...)
+}
+
+// startWith is start with a standard input.
+func startWith(t testing.TB, stdin io.Reader, args ...string) *vmProcess {
+	t.Helper()
 	p := &vmProcess{Cmd: command(context.Background(), args...), out: new(syncBuffer), errs: new(syncBuffer), done: make(chan error, 1)}
-	p.Stdout, p.Stderr = p.out, p.errs
+	p.Stdin, p.Stdout, p.Stderr = stdin, p.out, p.errs
 	if err := p.Start(); err != nil {
 		t.Fatal(err)
 	}

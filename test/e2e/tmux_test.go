@@ -119,6 +119,8 @@ func TestExecInTmux(t *testing.T) {
 			m := inTmux(t, "exec", "-it", "-e", "PS1=here$((1+1))> ", "desk", "bash", "--norc")
 			m.see("here2>")
 			test(t, m)
+			// Before the prompt, the key would be the terminal's and not the shell's.
+			eventually(t, "prompt at last", func() bool { return strings.HasSuffix(strings.TrimSpace(m.screen()), "here2>") })
 			m.keys("C-d") // the shell's end is fcvm's, with its exit code
 			eventually(t, "end of fcvm", func() bool {
 				return strings.TrimSpace(m.do("list-panes", "-F", "#{pane_dead}")) == "1"
