@@ -17,7 +17,12 @@ const (
 	clockGoal  = 20 * time.Millisecond
 	clockLimit = 50 * time.Millisecond
 
-	clockAttempts = 20 // of them half for clockGoal
+	goalAttempts = 10 // for clockGoal
+
+	// clockPatience is how long is tried for clockLimit, on a host that is so busy
+	// that answers are late, and clockPause how long is waited between tries.
+	clockPatience = 10 * time.Second
+	clockPause    = 20 * time.Millisecond
 )
 
 const (
@@ -51,22 +56,29 @@ type Restored struct {
 // that its clock stayed wrong; such a guest is not to be used.
 func (c *Client) Restore(ctx context.Context, req agentapi.RestoreRequest) (Restored, error) {
 	var way time.Duration // that a request is likely to take
+	var began time.Time   // with the first answer
 	for n := 0; ; n++ {
 		r, err := c.restoreOnce(ctx, &req, way)
 		if err != nil {
 			return Restored{}, fmt.Errorf("make the guest a machine of its own: %w", err)
 		}
+		if began.IsZero() {
+			began = time.Now()
+		}
 		limit := clockGoal
-		if n >= clockAttempts/2 {
+		if n >= goalAttempts {
 			limit = clockLimit
 		}
 		if r.off.worst <= limit {
 			return Restored{Reset: r.Reset, ClockError: r.off.worst}, nil
 		}
-		if n+1 == clockAttempts {
+		if n >= goalAttempts && time.Since(began) > clockPatience {
 			return Restored{}, fmt.Errorf("make the guest a machine of its own: %w: it is off by up to %s", ErrClock, r.off.worst.Round(time.Millisecond))
 		}
 		way = r.off.delay / 2
+		if n >= goalAttempts {
+			time.Sleep(clockPause)
+		}
 	}
 }
 

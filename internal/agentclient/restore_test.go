@@ -120,7 +120,7 @@ func TestRestoreGivesUpOnAClock(t *testing.T) {
 	t.Parallel()
 	g := &restorable{there: 60 * time.Millisecond, back: 60 * time.Millisecond}
 	_, err := serveGuest(t, g).Restore(t.Context(), request())
-	if !errors.Is(err, ErrClock) || g.asked.Load() != clockAttempts {
+	if !errors.Is(err, ErrClock) || g.asked.Load() <= goalAttempts {
 		t.Errorf("%v, after %d requests", err, g.asked.Load())
 	}
 }
@@ -161,6 +161,7 @@ func TestRestoreTriesAgain(t *testing.T) {
 }
 
 func TestRestoreRefusesLies(t *testing.T) {
+	t.Parallel()
 	now := time.Now().UTC().Format(time.RFC3339Nano)
 	for name, body := range map[string]string{
 		"another epoch":      `{"epoch":"e2","time":"` + now + `"}`,

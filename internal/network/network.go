@@ -63,6 +63,19 @@ type Config struct {
 	// Say is told what a backend changes on the host beyond what goes with the
 	// VM; nil: nobody wants to know.
 	Say func(line string)
+
+	// Phase is called when a phase ("namespace": until the VM's network namespace
+	// and what is in it are there) begins; the function that it returns is called
+	// at its end. nil: nobody listens.
+	Phase func(name string) (done func())
+}
+
+// Begin says that a phase begins; end, that it is over.
+func (c *Config) Begin(phase string) (end func()) {
+	if c.Phase == nil {
+		return func() {}
+	}
+	return c.Phase(phase)
 }
 
 // Refuse returns an error for what a backend cannot do of a Config, naming

@@ -102,7 +102,7 @@ func (in *instance) networkConfig() (cfg network.Config, err error) {
 	s := &in.Spec.Network
 	rec := in.vm.Record()
 	cfg = network.Config{
-		ID: rec.ID, Name: rec.Name, Capabilities: in.driver.Capabilities(), Isolated: s.Isolated,
+		ID: rec.ID, Name: rec.Name, Capabilities: in.driver.Capabilities(), Isolated: s.Isolated, Phase: in.timer.phase,
 		Say: func(line string) {
 			in.Verbose(line)
 			in.notes = append(in.notes, line)

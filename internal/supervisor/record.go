@@ -14,13 +14,20 @@ import (
 // there is a record.
 type stopwatch struct {
 	phases   []vm.Phase
+	inner    time.Duration // of phases within the one that is under way
 	resolved vm.Resolved
 }
 
-// phase starts one; the function it returns ends it.
+// phase starts one; the function it returns ends it. What a phase within it took
+// is no part of its time.
 func (t *stopwatch) phase(name string) func() {
-	start := time.Now()
-	return func() { t.phases = append(t.phases, vm.Phase{Name: name, Duration: time.Since(start)}) }
+	start, outer := time.Now(), t.inner
+	t.inner = 0
+	return func() {
+		whole := time.Since(start)
+		t.phases = append(t.phases, vm.Phase{Name: name, Duration: whole - t.inner})
+		t.inner = outer + whole
+	}
 }
 
 func processOf(pid int) vm.Process {

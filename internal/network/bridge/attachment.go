@@ -99,12 +99,14 @@ func (a *attachment) attach(subnet netip.Prefix) error {
 	if h.subnet6.IsValid() {
 		a.ip6 = h.addr6(a.ip)
 	}
+	made := a.cfg.Begin("namespace")
 	if a.ns, err = netns.New(); err != nil {
 		return err
 	}
 	if err := a.addLink(); err != nil {
 		return err
 	}
+	made()
 	return publish(a.cfg.ID, a.portList(), a.Addresses())
 }
 

@@ -89,10 +89,11 @@ func Check() error {
 // Launch starts cmd in a new network namespace with a tap of this process's
 // user, and returns the process and the descriptor of the tap's other end,
 // which has virtio-net headers of 10 bytes (IFF_VNET_HDR) and is non-blocking.
-// The process dies with this one. ctx bounds the start only.
+// The process dies with this one. ctx bounds the start only. made is called when
+// the namespace and its tap are there, and the process is about to become cmd.
 //
 // Main must be the first thing that this program's main function calls.
-func Launch(ctx context.Context, c vmm.Command, tap Tap) (*launch.Process, *os.File, error) {
+func Launch(ctx context.Context, c vmm.Command, tap Tap, made func()) (*launch.Process, *os.File, error) {
 	if os.Args[0] == shimName {
 		return nil, nil, errors.New("start the VMM in a network namespace: this program does not call netns.Main first")
 	}
@@ -115,7 +116,7 @@ func Launch(ctx context.Context, c vmm.Command, tap Tap) (*launch.Process, *os.F
 		return nil, nil, err
 	}
 	_ = theirs.Close() // so that the shim's end is the last, and its end is seen
-	uplink, err := await(ctx, control)
+	uplink, err := await(ctx, control, made)
 	if err != nil {
 		_ = p.Signal(syscall.SIGKILL)
 		p.Wait()
@@ -161,7 +162,7 @@ const userNamespaceHint = "the host may forbid user namespaces (sysctl kernel.un
 
 // await receives the tap's other end, and then waits until the shim has become
 // the VMM, which closes its end of the socket.
-func await(ctx context.Context, control *net.UnixConn) (*os.File, error) {
+func await(ctx context.Context, control *net.UnixConn, made func()) (*os.File, error) {
 	stop := context.AfterFunc(ctx, func() { _ = control.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	var uplink *os.File
@@ -188,6 +189,7 @@ func await(ctx context.Context, control *net.UnixConn) (*os.File, error) {
 			return fail(err)
 		case oobn == 0 && string(msg[:n]) == noUplink:
 			ready = true
+			made()
 			continue
 		case oobn == 0:
 			return fail(errors.New(string(msg[:n])))
@@ -196,6 +198,7 @@ func await(ctx context.Context, control *net.UnixConn) (*os.File, error) {
 			return fail(err)
 		}
 		ready = true
+		made()
 	}
 }
 

@@ -168,7 +168,7 @@ func TestLaunch(t *testing.T) {
 	p, uplink, err := Launch(t.Context(), vmm.Command{
 		Path: self(t), Args: []string{argReport, "a b", `"quoted" $x`}, Env: []string{"NETNS_TEST=value"}, Dir: dir,
 		Stdin: input("stdin"), Stdout: out, Stderr: os.Stderr, Extra: []*os.File{input("extra")},
-	}, testTap)
+	}, testTap, func() {})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -213,7 +213,7 @@ func TestLaunch(t *testing.T) {
 // The namespace sends nothing by itself: what comes is the guest's.
 func TestUplinkIsSilent(t *testing.T) {
 	need(t)
-	p, uplink, err := Launch(t.Context(), vmm.Command{Path: self(t), Args: []string{argSleep}, Dir: t.TempDir(), Stderr: os.Stderr}, testTap)
+	p, uplink, err := Launch(t.Context(), vmm.Command{Path: self(t), Args: []string{argSleep}, Dir: t.TempDir(), Stderr: os.Stderr}, testTap, func() {})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -250,7 +250,7 @@ func TestLaunchErrors(t *testing.T) {
 		{"cancelled", cancelled, vmm.Command{Path: self(t)}, testTap, "canceled"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			_, _, err := Launch(tt.ctx, tt.cmd, tt.tap)
+			_, _, err := Launch(tt.ctx, tt.cmd, tt.tap, func() {})
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %v, want %q in it", err, tt.want)
 			}
@@ -260,7 +260,7 @@ func TestLaunchErrors(t *testing.T) {
 
 // supervise starts a VMM, prints its process id and waits.
 func supervise() error {
-	p, uplink, err := Launch(context.Background(), vmm.Command{Path: "/proc/self/exe", Args: []string{argSleep}, Dir: "/", Stderr: os.Stderr}, testTap)
+	p, uplink, err := Launch(context.Background(), vmm.Command{Path: "/proc/self/exe", Args: []string{argSleep}, Dir: "/", Stderr: os.Stderr}, testTap, func() {})
 	if err != nil {
 		return err
 	}
@@ -311,7 +311,7 @@ func BenchmarkLaunch(b *testing.B) {
 	}
 	dir := b.TempDir()
 	for b.Loop() {
-		p, uplink, err := Launch(b.Context(), vmm.Command{Path: "/bin/true", Dir: dir}, testTap)
+		p, uplink, err := Launch(b.Context(), vmm.Command{Path: "/bin/true", Dir: dir}, testTap, func() {})
 		if err != nil {
 			b.Fatal(err)
 		}
