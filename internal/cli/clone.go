@@ -272,7 +272,7 @@ func (a *app) runOneClone(ctx context.Context, o *cloneOptions, id, name string)
 		Stdio: c.stdio, Signals: signals, Progress: c.reporter, Verbose: c.verbose, Started: c.started,
 	}
 	if !o.interactive && o.exec == "" {
-		opts.Stdio.In = openEnd{} // the original's did not end either
+		opts.Stdio.In = supervisor.OpenInput{} // the original's did not end either
 	}
 	return a.runSupervisor(ctx, d, opts, c, o.detach, o.timings)
 }

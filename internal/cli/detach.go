@@ -130,9 +130,3 @@ func (o *runOptions) checkDetached(logsGiven bool) error {
 	}
 	return nil
 }
-
-// openEnd is the stdin of a container in the background that wants one: it
-// never ends, and nothing comes from it.
-type openEnd struct{}
-
-func (openEnd) Read([]byte) (int, error) { select {} }

@@ -227,7 +227,7 @@ func runRun(ctx context.Context, a *app, o *runOptions) error {
 		Stdio: c.stdio, Signals: signals, Progress: c.reporter, Verbose: c.verbose, Started: c.started,
 	}
 	if o.detach && o.interactive {
-		opts.Stdio.In = openEnd{}
+		opts.Stdio.In = supervisor.OpenInput{}
 	}
 	return a.runSupervisor(ctx, d, opts, c, o.detach, o.timings)
 }

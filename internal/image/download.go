@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/fcvm/fcvm/internal/progress"
+	"github.com/fcvm/fcvm/internal/rootfs"
 )
 
 // How a download that breaks is tried again. A try that gets further than all
@@ -127,16 +128,16 @@ func (d *transfer) once(ctx context.Context) error {
 			return err
 		}
 		defer func() { _ = r.Close() }()
-		in := &failReader{r: io.LimitReader(r, d.b.size-d.have+1)}
+		in := &rootfs.FailReader{R: io.LimitReader(r, d.b.size-d.have+1)}
 		n, err := io.Copy(io.MultiWriter(d.f, d.sum, taskWriter{d.task}), in)
 		d.have += n
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case err != nil && in.err == nil: // writing failed: what was written is not known
+		case err != nil && in.Err == nil: // writing failed: what was written is not known
 			return errors.Join(err, d.restart())
-		case errors.Is(in.err, ErrCorrupt) || d.b.local && in.err != nil:
-			return in.err
+		case errors.Is(in.Err, ErrCorrupt) || d.b.local && in.Err != nil:
+			return in.Err
 		case d.have < d.b.size:
 			return fmt.Errorf("%w: %w after %d of %d bytes: try again", ErrRegistry, errBroken, d.have, d.b.size)
 		}
@@ -162,20 +163,6 @@ func (d *transfer) open(ctx context.Context) (io.ReadCloser, error) {
 		}
 	}
 	return d.b.open(ctx)
-}
-
-// failReader remembers the error of its reader, to tell it from a writer's.
-type failReader struct {
-	r   io.Reader
-	err error
-}
-
-func (f *failReader) Read(p []byte) (int, error) {
-	n, err := f.r.Read(p)
-	if err != nil && !errors.Is(err, io.EOF) {
-		f.err = err
-	}
-	return n, err
 }
 
 type taskWriter struct{ progress.Task }

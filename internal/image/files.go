@@ -18,6 +18,8 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/therootcompany/xz"
+
+	"github.com/fcvm/fcvm/internal/rootfs"
 )
 
 // files is a directory or a tar archive that holds an image's parts by name.
@@ -227,13 +229,13 @@ func spool(ctx context.Context, r io.Reader, tmp string, limit int64) (*os.File,
 		return nil, err
 	}
 	_ = os.Remove(out.Name())
-	in := &failReader{r: io.LimitReader(r, limit+1)}
+	in := &rootfs.FailReader{R: io.LimitReader(r, limit+1)}
 	n, err := io.Copy(ctxWriter{ctx, out}, in)
 	switch {
 	case n > limit:
 		err = fmt.Errorf("%w: over %d MiB uncompressed", ErrTooLarge, limit>>20)
-	case in.err != nil && ctx.Err() == nil:
-		err = fmt.Errorf("%w: %w", ErrCorrupt, in.err)
+	case in.Err != nil && ctx.Err() == nil:
+		err = fmt.Errorf("%w: %w", ErrCorrupt, in.Err)
 	}
 	if err != nil {
 		_ = out.Close()

@@ -131,14 +131,14 @@ func Uncompress(ctx context.Context, l Layer, w io.Writer) (int64, error) {
 		return 0, fmt.Errorf("read layer %s: %w", l.Name, err)
 	}
 	defer func() { _ = r.Close() }()
-	in := &failReader{r: r.Reader}
+	in := &FailReader{R: r.Reader}
 	limit := DefaultLimits.Bytes + streamSlack
 	n, err := io.Copy(w, io.LimitReader(in, limit+1))
 	switch {
 	case n > limit:
 		err = fmt.Errorf("%w: over %d MiB", ErrTooLarge, limit>>20)
-	case in.err != nil:
-		err = corrupt(in.err)
+	case in.Err != nil:
+		err = corrupt(in.Err)
 	case err == nil:
 		err = r.verify()
 	}
@@ -148,16 +148,17 @@ func Uncompress(ctx context.Context, l Layer, w io.Writer) (int64, error) {
 	return n, nil
 }
 
-// failReader remembers the error of its reader, to tell it from a writer's.
-type failReader struct {
-	r   io.Reader
-	err error
+// FailReader remembers the error of its reader, to tell it from a writer's when
+// one is copied to the other.
+type FailReader struct {
+	R   io.Reader
+	Err error // the first but io.EOF; nil: there was none
 }
 
-func (f *failReader) Read(p []byte) (int, error) {
-	n, err := f.r.Read(p)
-	if err != nil && !errors.Is(err, io.EOF) {
-		f.err = err
+func (f *FailReader) Read(p []byte) (int, error) {
+	n, err := f.R.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) && f.Err == nil {
+		f.Err = err
 	}
 	return n, err
 }

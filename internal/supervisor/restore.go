@@ -232,7 +232,7 @@ func (in *instance) recordRunning() error {
 // code. The container goes on beside it, and ends with the VM.
 func (in *instance) runCommand(ctx context.Context) (int, error) {
 	go func() { // what it writes, nobody has asked for
-		_, _ = in.stream.Run(context.WithoutCancel(ctx), agentclient.Stdio{Stdin: openInput{}})
+		_, _ = in.stream.Run(context.WithoutCancel(ctx), agentclient.Stdio{Stdin: OpenInput{}})
 	}()
 	s, err := in.agent.Exec(ctx, agentapi.ExecRequest{Args: in.Clone.Exec, Stdin: in.Stdio.In != nil})
 	if err != nil {
@@ -259,10 +259,11 @@ func (in *instance) runCommand(ctx context.Context) (int, error) {
 	return exit.Code, nil
 }
 
-// openInput is the stdin of a container that nobody writes to: it does not end.
-type openInput struct{}
+// OpenInput is the stdin of a container that nobody writes to: it does not end.
+type OpenInput struct{}
 
-func (openInput) Read([]byte) (int, error) { select {} }
+// Read never returns.
+func (OpenInput) Read([]byte) (int, error) { select {} }
 
 func lineage(m *snapshot.Manifest) vm.Lineage {
 	return vm.Lineage{ID: m.ID, Name: m.Name, Source: m.Source.Name, SourceID: m.Source.ID}
