@@ -69,7 +69,7 @@ file, which share what they have not written, take less memory.`,
 	f.Var(rate{&o.faultAround}, "fault-around", "give so much memory at once, around the page that is asked for: `SIZE`, a power of two, as 16k")
 	complete(cmd, "fault-around", cobra.FixedCompletions([]string{"4k", "16k", "32k", "64k", "128k"}, cobra.ShellCompDirectiveNoFileComp))
 	f.BoolVar(&o.hugePages, "hugepages", false, "refuse VMs that have their memory on small pages")
-	cmd.AddCommand(newMemoryServerLsCommand(a, runMemoryServerLs), newMemoryServerStatsCommand(a, runMemoryServerStats))
+	cmd.AddCommand(newMemoryServerLsCommand(a, runMemoryServerLs), newMemoryServerStatsCommand(a, runMemoryServerStats), newMemoryServerStopCommand(a, runMemoryServerStop))
 	return cmd
 }
 

@@ -10,7 +10,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/fcvm/fcvm/internal/memserver"
-	"github.com/fcvm/fcvm/internal/snapshot"
 )
 
 type memoryServerLsOptions struct{ format string }
@@ -100,15 +99,7 @@ func runMemoryServerStats(ctx context.Context, a *app, o *memoryServerStatsOptio
 	if err != nil {
 		return err
 	}
-	l, err := a.layout()
-	if err != nil {
-		return err
-	}
-	e, err := snapshot.New(l.Snapshots()).Find(o.snapshot)
-	if err != nil {
-		return err
-	}
-	socket, err := l.MemorySocket(e.Manifest.ID)
+	socket, title, err := a.serverOf(o.snapshot)
 	if err != nil {
 		return err
 	}
@@ -116,7 +107,7 @@ func runMemoryServerStats(ctx context.Context, a *app, o *memoryServerStatsOptio
 	defer cancel()
 	st, err := memserver.Query(ctx, socket)
 	if errors.Is(err, memserver.ErrGone) {
-		return fmt.Errorf("nobody serves the memory of snapshot %s: start with: fcvm memory-server %s", e.Manifest.Title(), e.Manifest.Title())
+		return errNotServed(title)
 	}
 	if err != nil {
 		return err

@@ -43,6 +43,11 @@ func TestClonesFromAMemoryServer(t *testing.T) {
 		t.Skip("the rest needs Firecracker")
 	}
 	fcvm(t, "clone", "-d", "--name", "refused", "--snapshot", "warm", "--memory", "server").wantError(t, 125, "none runs for snapshot warm", "fcvm memory-server -d warm")
+	fcvm(t, "memory-server", "stop", "warm").wantError(t, 125, "nobody serves")
+	if r := fcvm(t, "memory-server", "-d", "--keep", "warm"); r.code != 0 {
+		t.Fatal(r.stderr)
+	}
+	fcvm(t, "memory-server", "stop", "warm").want(t, 0, "")
 	r := fcvm(t, "memory-server", "-d", "--keep", "warm")
 	if r.code != 0 || !strings.HasSuffix(r.stdout, ".sock\n") {
 		t.Fatalf("exit code %d, stdout %q; stderr:\n%s", r.code, r.stdout, r.stderr)
@@ -63,6 +68,7 @@ func TestClonesFromAMemoryServer(t *testing.T) {
 		t.Logf("%+v", st)
 	}
 
+	fcvm(t, "memory-server", "stop", "warm").wantError(t, 125, "2 VMs have their memory", "--force")
 	if err := syscall.Kill(server, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
