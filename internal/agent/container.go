@@ -24,9 +24,11 @@ var (
 )
 
 const (
-	// startPoll is how often the container is looked for while it starts.
-	// Nothing of the container waits for it.
-	startPoll = 5 * time.Millisecond
+	// startPoll is how often the container is looked for while it starts, until
+	// its runtime is there, and then nearPoll. Nothing of the container waits for
+	// it; but in an emulated guest a look is so dear that Podman would.
+	startPoll = 25 * time.Millisecond
+	nearPoll  = 5 * time.Millisecond
 
 	// maxStartError bounds what is told of a failed start, bytes.
 	maxStartError = 8 << 10
@@ -36,8 +38,9 @@ const (
 type engine struct {
 	// command makes what runs a container, with its files written.
 	command func(*agentapi.Container) (*exec.Cmd, error)
-	// firstPID returns the id of the container's first process, once it was started; else 0.
-	firstPID func() int
+	// firstPID returns the id of the container's first process, once it was
+	// started; else 0, and whether that is about to happen.
+	firstPID func() (pid int, near bool)
 	// id returns the container's id, once it was made.
 	id func() (string, error)
 	// userFiles is where the hosts, hostname and resolv.conf of a container lie.
@@ -179,7 +182,10 @@ func (c *container) watch() bool {
 			over = true // a short life may have gone by between two looks
 		case <-tick.C:
 		}
-		pid := c.engine.firstPID()
+		pid, near := c.engine.firstPID()
+		if near {
+			tick.Reset(nearPoll)
+		}
 		if pid == 0 {
 			continue
 		}
@@ -198,19 +204,19 @@ func (c *container) watch() bool {
 // startedPID returns the id of the container's first process if it has been
 // started: the runtime makes a process, Podman's monitor writes its id, and
 // it waits at a FIFO, which the runtime removes, for the order to go on.
-func startedPID() int {
+func startedPID() (pid int, near bool) {
 	b, err := os.ReadFile(pidFile)
 	if err != nil {
-		return 0
+		return 0, false
 	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	pid, err = strconv.Atoi(strings.TrimSpace(string(b)))
 	if err != nil || pid <= 0 {
-		return 0
+		return 0, true
 	}
 	if fifos, err := filepath.Glob(runtimeState + "/*/exec.fifo"); err != nil || len(fifos) > 0 {
-		return 0
+		return 0, true
 	}
-	return pid
+	return pid, true
 }
 
 // containerID is the id that Podman has given the container.

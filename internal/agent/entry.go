@@ -214,7 +214,7 @@ func (e *entry) reap() {
 // watch waits until the command runs, or the runtime has ended.
 func (e *entry) watch() {
 	defer close(e.seen)
-	tick := time.NewTicker(startPoll)
+	tick := time.NewTicker(nearPoll)
 	defer tick.Stop()
 	for over := false; !over; {
 		select {

@@ -174,13 +174,13 @@ func fakeEngine(t *testing.T) engine {
 			start := "echo $$ >" + pidFile + ".new; mv " + pidFile + ".new " + pidFile + "; exec \"$@\""
 			return exec.Command("/bin/sh", append([]string{"-c", start, "sh"}, c.Args...)...), nil
 		},
-		firstPID: func() int {
+		firstPID: func() (int, bool) {
 			b, err := os.ReadFile(pidFile)
 			if err != nil {
-				return 0
+				return 0, false
 			}
 			pid, _ := strconv.Atoi(strings.TrimSpace(string(b)))
-			return pid
+			return pid, true
 		},
 	}
 }

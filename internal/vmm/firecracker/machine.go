@@ -134,6 +134,7 @@ func (m *machine) Close() error {
 	m.closeOnce.Do(func() {
 		err := m.Kill(context.Background())
 		m.api.close()
+		m.agent.Close()
 		m.base.forget()
 		m.closeErr = errors.Join(err, removeSockets(m.dir))
 	})
