@@ -130,7 +130,7 @@ func ask(t *testing.T, vm string) (first said) {
 	return first
 }
 
-// Ten clones of one VM, as it runs: each is its own machine.
+// Ten clones, or $FCVM_TEST_CLONES, of one VM, as it runs: each is its own machine.
 func TestEveryCloneIsItsOwnMachine(t *testing.T) {
 	port := holdConnections(t)
 	detach(t, []string{
@@ -141,7 +141,7 @@ func TestEveryCloneIsItsOwnMachine(t *testing.T) {
 	if original.Outside != "open" || !original.Inside || original.Hostname != "twin" {
 		t.Fatalf("the original: %+v", original)
 	}
-	const clones = 10
+	clones := rounds(t, "FCVM_TEST_CLONES", 10)
 	clone(t, "-n", fmt.Sprint(clones), "--name", "twin-{n}", "-e", "ROLE=clone", "twin")
 	all := []said{original}
 	for n := 1; n <= clones; n++ {
