@@ -17,10 +17,11 @@ type Host struct {
 	stop context.Context
 	end  context.CancelFunc
 
-	mu    sync.Mutex
-	last  uint64 // link
-	links map[*link]struct{}
-	saved time.Time // when the machine was saved, or went on after that
+	mu     sync.Mutex
+	last   uint64 // link
+	links  map[*link]struct{}
+	saving bool      // the machine is being saved, or stands still since
+	saved  time.Time // when it went on after that
 }
 
 // NewHost returns the end of a machine whose agent dial connects to.
@@ -77,13 +78,17 @@ func (h *Host) forget(l *link) {
 
 // Saving says that the machine is about to be saved: connections that are lost
 // from now on are made again.
-func (h *Host) Saving() { h.excuse() }
+func (h *Host) Saving() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.saving = true
+}
 
 // Resumed says that a machine that was saved goes on. Connections that were made
 // before are of no more use, whether or not it shows.
 func (h *Host) Resumed() {
-	h.excuse()
 	h.mu.Lock()
+	h.saving, h.saved = false, time.Now()
 	links := make([]*link, 0, len(h.links))
 	for l := range h.links {
 		links = append(links, l)
@@ -94,18 +99,12 @@ func (h *Host) Resumed() {
 	}
 }
 
-func (h *Host) excuse() {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.saved = time.Now()
-}
-
 // excused reports whether a connection that is lost now may be lost because the
 // machine was saved.
 func (h *Host) excused() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return !h.saved.IsZero() && time.Since(h.saved) < patience && h.stop.Err() == nil
+	return (h.saving || !h.saved.IsZero() && time.Since(h.saved) < patience) && h.stop.Err() == nil
 }
 
 // lost connects a link again, or ends it.

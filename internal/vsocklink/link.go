@@ -24,6 +24,7 @@ type link struct {
 
 	unacked []byte // sent or to be sent, and not taken by the peer
 	acked   uint64 // bytes that the peer has taken
+	sent    uint64 // bytes sent, at least once
 	closing bool   // whoever has the link has closed it
 	heard   bool   // the peer has answered once
 
@@ -105,8 +106,8 @@ func (l *link) use(conn net.Conn, try uint32, peerGot uint64) error {
 		return errOver
 	}
 	// What it has got it may not have taken: that is no acknowledgement.
-	if peerGot < l.acked || peerGot > l.acked+uint64(len(l.unacked)) {
-		return fmt.Errorf("%w: it has got %d bytes, of %d", ErrProtocol, peerGot, l.acked+uint64(len(l.unacked)))
+	if peerGot < l.acked || peerGot > l.sent {
+		return fmt.Errorf("%w: it has got %d bytes, of %d", ErrProtocol, peerGot, l.sent)
 	}
 	l.conn, l.tellAgain = conn, l.told > 0
 	l.changed.Broadcast()
@@ -133,10 +134,12 @@ func (l *link) write(conn net.Conn, next uint64) {
 			buf = appendFrame(buf, frameAck, binary.BigEndian.AppendUint64(nil, l.taken))
 			l.told, l.tellAgain = l.taken, false
 		}
-		if rest := l.unacked[min(next-l.acked, uint64(len(l.unacked))):]; len(rest) > 0 {
+		next = max(next, l.acked) // it may have taken what an earlier connection sent
+		if rest := l.unacked[next-l.acked:]; len(rest) > 0 {
 			rest = rest[:min(len(rest), chunk)]
 			buf = appendFrame(buf, frameData, rest)
 			next += uint64(len(rest))
+			l.sent = max(l.sent, next)
 		} else if l.closing && !said && !l.peerClosed {
 			buf, said = appendFrame(buf, frameClose, nil), true
 		}
@@ -239,8 +242,8 @@ func (l *link) acknowledge(p []byte) error {
 		return fmt.Errorf("%w: an acknowledgement of %d bytes", ErrProtocol, len(p))
 	}
 	total := binary.BigEndian.Uint64(p)
-	if total < l.acked || total > l.acked+uint64(len(l.unacked)) {
-		return fmt.Errorf("%w: %d bytes acknowledged, of %d", ErrProtocol, total, l.acked+uint64(len(l.unacked)))
+	if total < l.acked || total > l.sent {
+		return fmt.Errorf("%w: %d bytes acknowledged, of %d", ErrProtocol, total, l.sent)
 	}
 	l.unacked = l.unacked[total-l.acked:]
 	l.acked = total

@@ -302,13 +302,14 @@ func TestAnotherHost(t *testing.T) {
 func TestHostileGuest(t *testing.T) {
 	ack := func(n byte) []byte { return []byte{0, 0, 0, 0, 0, 0, 0, n} }
 	for what, says := range map[string][]byte{
-		"a bad answer":       {7, 0, 0, 0, 0, 0, 0, 0, 0},
-		"too long a frame":   append(encodeAnswer(true, 0), frameData, 0xff, 0xff, 0xff, 0xff),
-		"an unknown frame":   appendFrame(encodeAnswer(true, 0), 9, nil),
-		"a bad ack":          appendFrame(encodeAnswer(true, 0), frameAck, []byte{1}),
-		"an ack of too much": appendFrame(encodeAnswer(true, 0), frameAck, ack(200)),
-		"data after the end": appendFrame(appendFrame(encodeAnswer(true, 0), frameClose, nil), frameData, []byte("x")),
-		"more than a window": append(encodeAnswer(true, 0), bytes.Repeat(appendFrame(nil, frameData, make([]byte, chunk)), 2*window/chunk)...),
+		"a bad answer":                {7, 0, 0, 0, 0, 0, 0, 0, 0},
+		"too long a frame":            append(encodeAnswer(true, 0), frameData, 0xff, 0xff, 0xff, 0xff),
+		"an unknown frame":            appendFrame(encodeAnswer(true, 0), 9, nil),
+		"a bad ack":                   appendFrame(encodeAnswer(true, 0), frameAck, []byte{1}),
+		"an ack of what was not sent": appendFrame(encodeAnswer(true, 0), frameAck, ack(1)),
+		"an ack of too much":          appendFrame(encodeAnswer(true, 0), frameAck, ack(200)),
+		"data after the end":          appendFrame(appendFrame(encodeAnswer(true, 0), frameClose, nil), frameData, []byte("x")),
+		"more than a window":          append(encodeAnswer(true, 0), bytes.Repeat(appendFrame(nil, frameData, make([]byte, chunk)), 2*window/chunk)...),
 	} {
 		t.Run(what, func(t *testing.T) {
 			ours, theirs := net.Pipe()
