@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"path"
 	"strings"
 
@@ -40,9 +41,12 @@ type Saving struct {
 }
 
 // Save writes images to an archive. What does not come from the cache is read
-// where it came from. The same images make the same bytes.
+// where it came from. The same images make the same bytes, for the same user.
 func (s *Store) Save(ctx context.Context, w io.Writer, images []Saving, format Format, p progress.Reporter) error {
 	a := &archiveWriter{s: s, tar: tar.NewWriter(w), progress: p, format: format, done: map[string]bool{}}
+	if err := a.directories(); err != nil {
+		return fmt.Errorf("save images: %w", err)
+	}
 	for _, img := range images {
 		if err := a.add(ctx, img); err != nil {
 			return fmt.Errorf("save image %s: %w", short(img.Digest), err)
@@ -211,7 +215,23 @@ func (a *archiveWriter) member(digest string, size int64) error {
 }
 
 func (a *archiveWriter) header(name string, size int64) error {
-	return a.tar.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: size, Format: tar.FormatPAX})
+	return a.tar.WriteHeader(&tar.Header{
+		Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: size, Uid: os.Geteuid(), Gid: os.Getegid(), Format: tar.FormatPAX,
+	})
+}
+
+// directories are those of the blobs. Skopeo makes what is missing for root, and
+// what is there for its owner: for other users both must be them.
+func (a *archiveWriter) directories() error {
+	for _, name := range []string{"blobs/", "blobs/sha256/"} {
+		err := a.tar.WriteHeader(&tar.Header{
+			Typeflag: tar.TypeDir, Name: name, Mode: 0o755, Uid: os.Geteuid(), Gid: os.Getegid(), Format: tar.FormatPAX,
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // finish writes what says what is in the archive.
