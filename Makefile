@@ -41,10 +41,10 @@ e2e: ## run the end-to-end tests on QEMU; RUN=REGEXP for some of them
 lab: ## run the end-to-end tests on Firecracker, in an emulated KVM host where this one cannot
 	@scripts/test lab
 
-bench: ## measure networks beside a bare tap, images beside umoci, first output beside QEMU by hand, exec beside podman exec
+bench: ## measure networks beside a bare tap, images beside umoci, first output beside QEMU by hand, exec beside podman exec, clones beside the VMM alone
 	@scripts/test bench
 
-stress: ## start and stop a hundred VMs, and kill each process of a VM fifty times
+stress: ## start and stop a hundred VMs, kill each process of a VM fifty times, clone large guests
 	@scripts/test stress
 
 lint: ## check formatting, vet both architectures, run the linters

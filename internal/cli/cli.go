@@ -14,8 +14,11 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
+	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -115,7 +118,7 @@ the command cannot be run, 127 that it was not found.`,
 	root.SetHelpCommandGroupID(groupOther)
 	root.SetCompletionCommandGroupID(groupOther)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return &usageError{command: cmd.CommandPath(), err: err}
+		return &usageError{command: cmd.CommandPath(), err: plainNumber(err)}
 	})
 	root.PersistentFlags().StringVar(&a.dataDir, "data-dir", "",
 		"keep everything in `DIR` (default $FCVM_DATA_DIR, else /var/lib/fcvm or ~/.local/share/fcvm)")
@@ -150,4 +153,13 @@ the command cannot be run, 127 that it was not found.`,
 	)
 	completeNoFiles(root)
 	return root
+}
+
+// plainNumber says what a number is that strconv cannot read.
+func plainNumber(err error) error {
+	var number *strconv.NumError
+	if !errors.As(err, &number) {
+		return err
+	}
+	return errors.New(strings.Replace(err.Error(), number.Error(), "it is not a whole number, or too large", 1))
 }

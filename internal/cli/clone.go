@@ -32,8 +32,10 @@ type cloneOptions struct {
 	exec      string
 	waitReady string
 	source    supervisor.Memory
-	cpus      int
-	memory    int // MiB
+
+	trackDirty bool
+	cpus       int
+	memory     int // MiB
 
 	detach      bool
 	interactive bool
@@ -103,8 +105,9 @@ func (o *cloneOptions) register(a *app, cmd *cobra.Command) {
 	f.StringArrayVarP(&o.env, "env", "e", nil, "set a variable for commands that are run in the clone: `KEY=VALUE`, or KEY to take it from here")
 	f.StringVar(&o.exec, "exec", "", "run `COMMAND` in the clone's shell when it is ready, exit with its code, and end the clone")
 	f.StringArrayVar(&o.onRestore, "on-restore", nil, "run `COMMAND` in the clone's shell before it is ready, beside those of the original's run")
-	f.StringVar(&o.waitReady, "wait-ready", "", "count as ready when: agent, http=`URL`, tcp=PORT, log=REGEX or exec=CMD; [,timeout=5m][,interval=500ms]")
+	f.StringVar(&o.waitReady, "wait-ready", "", "count as ready when the `GATE` is open: agent, http=URL, tcp=PORT, log=REGEX or exec=CMD; [,timeout=5m][,interval=500ms]")
 	addChoice(cmd, newChoice(&o.source, supervisor.MemoryFile, supervisor.MemoryServer, supervisor.MemoryAuto), "memory", "where memory comes from: the snapshot's file, shared until it is written to; its memory server; or that if it runs")
+	f.BoolVar(&o.trackDirty, "track-dirty", false, "have Firecracker remember what the clone writes: snapshots of it save only that, and each page that is written first costs a fault")
 	f.BoolVarP(&o.detach, "detach", "d", false, "leave the clone in the background once it is ready, and print its id")
 	f.BoolVarP(&o.interactive, "interactive", "i", false, "pass stdin to the container, or to the command of --exec")
 	f.BoolVarP(&o.tty, "tty", "t", false, "take over the container's terminal, if it has one")
@@ -119,7 +122,6 @@ func (o *cloneOptions) register(a *app, cmd *cobra.Command) {
 	f.BoolVar(&o.verbose, "verbose", false, "say what is done and why, on stderr")
 	f.BoolVar(&o.timings, "timings", false, "say at the end how long each phase took, on stderr")
 	cmd.MarkFlagsMutuallyExclusive("quiet", "verbose")
-	cmd.MarkFlagsMutuallyExclusive("detach", "exec")
 }
 
 func runClone(ctx context.Context, a *app, o *cloneOptions) error {
@@ -162,8 +164,12 @@ func (o *cloneOptions) check() error {
 		return fmt.Errorf("%w: --count %d: several run in the background (-d), or each for a command (--exec)", vm.ErrInvalid, o.count)
 	case o.detach && (o.interactive || o.tty):
 		return fmt.Errorf("%w: -d and -i or -t rule each other out; use fcvm exec -it", vm.ErrInvalid)
+	case o.detach && o.exec != "":
+		return fmt.Errorf("%w: -d and --exec rule each other out: the clone ends with the command; use fcvm exec -d in a clone", vm.ErrInvalid)
 	case o.exec != "" && o.tty:
 		return fmt.Errorf("%w: --exec has no terminal; use fcvm exec -it", vm.ErrInvalid)
+	case o.trackDirty && o.source != supervisor.MemoryFile:
+		return fmt.Errorf("%w: --track-dirty: what is saved is a difference to the snapshot's file; use --memory file", vm.ErrInvalid)
 	case o.logSize < 1:
 		return fmt.Errorf("%w: --log-size %d: a log keeps at least 1 MiB", vm.ErrInvalid, o.logSize)
 	}
@@ -261,7 +267,7 @@ func (a *app) runOneClone(ctx context.Context, o *cloneOptions, id, name string)
 	if err != nil {
 		return err
 	}
-	clone := &supervisor.Clone{Snapshot: snap, Memory: o.source, Env: env}
+	clone := &supervisor.Clone{Snapshot: snap, Memory: o.source, Env: env, TrackDirty: o.trackDirty}
 	if o.exec != "" {
 		clone.Exec = []string{"/bin/sh", "-c", o.exec}
 	}

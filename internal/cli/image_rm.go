@@ -27,7 +27,8 @@ func newImageRmCommand(a *app, run func(context.Context, *app, *imageRmOptions) 
 		Short:   "Remove images, or names of images",
 		Long: `Remove images with their disks, and layers that no other image has. Of an image
 with several names only the one that is given goes; the last takes the image with
-it. An image that a VM uses stays, whether the VM runs or has ended and was kept.`,
+it. An image that a VM uses stays, whether the VM runs or has ended and was kept, and
+so does one that a snapshot needs.`,
 		Example: `  fcvm image rm nginx:1.25
   fcvm image rm -f $(fcvm image ls -q --filter dangling=true)`,
 		Args:              oneOrMore("image"),
@@ -153,9 +154,9 @@ func newImagePruneCommand(a *app, run func(context.Context, *app, *imagePruneOpt
 has; with --all every image that no VM uses. With --max-size images go, the least
 recently used first, until the rest takes no more than that.
 
-What a VM uses stays, whether it runs or has ended and was kept. A filter is
-KEY=VALUE with one of the keys until (24h, or a time: what came before) and label
-(KEY or KEY=VALUE).`,
+What a VM uses stays, whether it runs or has ended and was kept, and what a snapshot
+needs. A filter is KEY=VALUE with one of the keys until (24h, or a time: what came
+before) and label (KEY or KEY=VALUE).`,
 		Example: `  fcvm image prune
   fcvm image prune --all --filter until=240h --force
   fcvm image prune --max-size 20g`,

@@ -33,7 +33,8 @@ func newLsCommand(a *app, run func(context.Context, *app, *lsOptions) error) *co
 		Short:   "List VMs",
 		GroupID: groupVMs,
 		Long: `List the VMs that run; with -a also those that have ended and were kept (-d,
---rm=false). One whose record cannot be read is always listed, as broken.
+--restart, --logs file, --rm=false). One whose record cannot be read is always
+listed, as broken.
 
 A filter is KEY=VALUE with one of the keys id, name, image, status, health,
 driver, network, label (KEY or KEY=VALUE) and exited (a code). id, name and image

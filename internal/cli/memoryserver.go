@@ -74,6 +74,9 @@ file, which share what they have not written, take less memory.`,
 }
 
 func runMemoryServer(ctx context.Context, a *app, o *memoryServerOptions) error {
+	if err := memserver.CheckFaultAround(o.faultAround); err != nil {
+		return fmt.Errorf("%w: %w", vm.ErrInvalid, err)
+	}
 	l, snap, err := a.holdForServer(o.snapshot)
 	if err != nil {
 		return err
@@ -100,7 +103,7 @@ func runMemoryServer(ctx context.Context, a *app, o *memoryServerOptions) error 
 	s, err := memserver.Open(memserver.Options{
 		Snapshot: snap.Manifest.Title(), Socket: socket,
 		Memory: snap.Memory(), WorkingSet: snap.Path(snapshot.WorkingSetName),
-		Prefetch: o.prefetch == prefetchAuto, FaultAround: int(min(o.faultAround, 2*memserver.MaxFaultAround)),
+		Prefetch: o.prefetch == prefetchAuto, FaultAround: int(o.faultAround),
 		Keep: o.keep, HugePages: snap.Manifest.Needs.HugePages, Log: log.line,
 	})
 	if err != nil {

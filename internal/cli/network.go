@@ -72,9 +72,11 @@ func (o *networkOptions) spec(lookup func(string) (string, bool)) (vm.NetworkSpe
 	if o.subnet != "" {
 		s.Backend = "bridge" // which else could be meant
 	}
-	for _, a := range append(append([]string{}, o.dns...), o.ipList()...) {
-		if ip, err := netip.ParseAddr(a); err != nil || ip.Zone() != "" {
-			return s, fmt.Errorf("%w: %q is not an IP address", vm.ErrInvalid, a)
+	for flag, list := range map[string][]string{"dns": o.dns, "ip": o.ipList()} {
+		for _, a := range list {
+			if ip, err := netip.ParseAddr(a); err != nil || ip.Zone() != "" {
+				return s, fmt.Errorf("%w: --%s %q: it is not an IP address", vm.ErrInvalid, flag, a)
+			}
 		}
 	}
 	for _, d := range o.search {

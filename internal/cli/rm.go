@@ -23,7 +23,7 @@ func newRmCommand(a *app, run func(context.Context, *app, *rmOptions) error) *co
 	cmd := newVMsCommand(a, &cobra.Command{
 		Use:   "rm VM...",
 		Short: "Remove VMs that have ended",
-		Long: `Remove VMs that have ended and were kept (-d, --rm=false), with their records,
+		Long: `Remove VMs that have ended and were kept (-d, --restart, --rm=false), with their records,
 logs and disks. VM is an id, the unique beginning of one, or a name.`,
 		Example: `  fcvm rm box
   fcvm rm -f $(fcvm ls -aq)`,

@@ -172,12 +172,12 @@ func (o *runOptions) register(cmd *cobra.Command) {
 	f.BoolVar(&o.noCache, "no-cache", false, "boot the guest, even if one was kept that came up before, and keep none")
 	f.DurationVar(&o.bootTimeout, "boot-timeout", 0, "give the guest up after this `TIME`, as 90s or 5m (default depends on the VMM)")
 
-	f.BoolVar(&o.remove, "rm", true, "forget the VM when it has ended; --rm=false, and --logs file or both, keep its record, log and disk")
+	f.BoolVar(&o.remove, "rm", true, "forget the VM when it has ended; --rm=false, -d, --restart, and --logs file or both, keep its record, log and disk")
 	addChoice(cmd, newChoice(&o.logs, vm.LogsStream, vm.LogsFile, vm.LogsBoth), "logs", "where output goes: here, to the VM's log file, or both")
 	o.logSize = logs.DefaultLimit >> 20
 	f.Var(memory{&o.logSize}, "log-size", "how much of the output the log file keeps, the newest: a number of MiB, or 64m, 1g")
-	f.StringVar(&o.restart, "restart", vm.RestartNo, "start the container again when it ends: no, on-failure[:`N`] or always")
-	f.StringVar(&o.waitReady, "wait-ready", "", "count as ready when: agent, http=`URL`, tcp=PORT, log=REGEX or exec=CMD; [,timeout=5m][,interval=500ms]")
+	f.StringVar(&o.restart, "restart", vm.RestartNo, "start the container again when it ends: `POLICY`: no, on-failure[:N] or always")
+	f.StringVar(&o.waitReady, "wait-ready", "", "count as ready when the `GATE` is open: agent, http=URL, tcp=PORT, log=REGEX or exec=CMD; [,timeout=5m][,interval=500ms]")
 	f.StringVar(&o.save, "save-snapshot", "", "take a snapshot called `NAME` when the VM is ready")
 	complete(cmd, "save-snapshot", cobra.NoFileCompletions)
 	f.StringArrayVar(&o.onRestore, "on-restore", nil, "run `COMMAND` in the shell of every clone of this VM before it is ready")

@@ -79,12 +79,20 @@ type Options struct {
 	Log func(line string)
 }
 
+// CheckFaultAround refuses what Options.FaultAround cannot be.
+func CheckFaultAround(bytes uint64) error {
+	if page := uint64(os.Getpagesize()); bytes < page || bytes > MaxFaultAround || bytes&(bytes-1) != 0 {
+		return fmt.Errorf("fault-around of %d bytes: it is a power of two from %d to %d", bytes, page, MaxFaultAround)
+	}
+	return nil
+}
+
 func (o *Options) complete() error {
 	if o.FaultAround == 0 {
 		o.FaultAround = DefaultFaultAround
 	}
-	if o.FaultAround < os.Getpagesize() || o.FaultAround > MaxFaultAround || o.FaultAround&(o.FaultAround-1) != 0 {
-		return fmt.Errorf("fault-around of %d bytes: it is a power of two from %d to %d", o.FaultAround, os.Getpagesize(), MaxFaultAround)
+	if err := CheckFaultAround(uint64(o.FaultAround)); err != nil {
+		return err
 	}
 	if o.Unused == 0 {
 		o.Unused = 5 * time.Minute

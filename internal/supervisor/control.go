@@ -54,7 +54,7 @@ func (c *commands) DialAgent(ctx context.Context) (net.Conn, error) {
 // Stop implements control.VM.
 func (c *commands) Stop(ctx context.Context, timeout time.Duration) error {
 	in := c.askEnd()
-	if in == nil || c.signals.interrupt() {
+	if c.signals.interrupt() || in == nil {
 		return c.over.wait(ctx)
 	}
 	if err := c.wake(ctx, in); err != nil {
@@ -138,7 +138,7 @@ func (c *commands) Kill(ctx context.Context, signal int) error {
 		return nil
 	}
 	in := c.askEnd()
-	if in == nil || c.signals.interrupt() {
+	if c.signals.interrupt() || in == nil {
 		return c.over.wait(ctx)
 	}
 	if err := c.wake(ctx, in); err != nil {
@@ -158,6 +158,9 @@ func (c *commands) Pause(ctx context.Context) error {
 	}
 	in.capturing.Lock()
 	defer in.capturing.Unlock()
+	if c.vm.Record().Status == vm.StatusPaused { // by somebody else, meanwhile
+		return nil
+	}
 	if err := in.machine.Pause(ctx); err != nil {
 		return err
 	}
@@ -179,6 +182,9 @@ func (c *commands) Resume(ctx context.Context) error {
 	}
 	in.capturing.Lock()
 	defer in.capturing.Unlock()
+	if c.vm.Record().Status == vm.StatusRunning { // somebody else was faster
+		return nil
+	}
 	if err := in.machine.Resume(ctx); err != nil {
 		return err
 	}
@@ -229,7 +235,12 @@ func (c *commands) Wait(ctx context.Context) (control.Ended, error) {
 }
 
 // WaitReady implements control.VM.
-func (c *commands) WaitReady(ctx context.Context) error { return c.ready.wait(ctx) }
+func (c *commands) WaitReady(ctx context.Context) error {
+	c.mu.Lock()
+	ready := c.ready
+	c.mu.Unlock()
+	return ready.wait(ctx)
+}
 
 // ParseSignal reads a signal's name, with or without SIG, or its number.
 func ParseSignal(s string) (int, error) {

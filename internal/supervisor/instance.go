@@ -210,6 +210,7 @@ func (in *instance) follow(ctx context.Context) (int, error) {
 	exit, err := in.stream.Run(ctx, agentclient.Stdio{
 		Stdin: in.Stdio.In, Stdout: in.out, Stderr: in.err, Resize: in.Stdio.Resize,
 	})
+	in.finished = true
 	in.gone.set(nil)
 	select {
 	case <-in.failure.done:

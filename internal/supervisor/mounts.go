@@ -90,13 +90,38 @@ func (in *instance) serveShares(ctx context.Context) error {
 	return nil
 }
 
-func (in *instance) serveShare(ctx context.Context, i int, m vm.Mount) error {
-	s, err := share.Open(m.Source, share.Options{ReadOnly: m.ReadOnly, Trouble: in.shareTrouble(m)})
+// checkShares refuses shares that cannot be served, before anything is started.
+func checkShares(mounts []vm.Mount) error {
+	for _, m := range mounts {
+		if m.Kind != vm.MountShare {
+			continue
+		}
+		s, err := openShare(m, nil)
+		if err == nil {
+			err = s.Close()
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func openShare(m vm.Mount, trouble func(error)) (*share.Share, error) {
+	s, err := share.Open(m.Source, share.Options{ReadOnly: m.ReadOnly, Trouble: trouble})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if s.IsFile() != m.File {
-		return errors.Join(fmt.Errorf("share %s: it was a file, or a directory, when it was asked for, and is no more", m.Source), s.Close())
+		return nil, errors.Join(fmt.Errorf("share %s: it was a file, or a directory, when it was asked for, and is no more", m.Source), s.Close())
+	}
+	return s, nil
+}
+
+func (in *instance) serveShare(ctx context.Context, i int, m vm.Mount) error {
+	s, err := openShare(m, in.shareTrouble(m))
+	if err != nil {
+		return err
 	}
 	wait, cancelWait := untilDone(ctx, in.machine, startTimeout)
 	defer cancelWait()

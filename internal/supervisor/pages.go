@@ -35,6 +35,7 @@ func (in *instance) restoreFrom(ctx context.Context) (vmm.RestoreFrom, error) {
 	}
 	if socket == "" {
 		from.Memory = in.from.Memory()
+		from.TrackDirty = in.Clone != nil && in.Clone.TrackDirty
 	} else {
 		from.PageServer = socket
 	}

@@ -61,7 +61,7 @@ func (in *instance) watchGate(ctx context.Context) {
 		_ = in.pages.Ready() // a server that is gone shows elsewhere
 	}
 	in.vm.Tell(events.Ready, "")
-	in.ready.set(nil)
+	in.setReady(nil)
 	if in.Ready != nil {
 		in.readyOnce.Do(func() { in.Ready(in.vm.Record().ID) })
 	}

@@ -35,6 +35,8 @@ type Clone struct {
 	Snapshot *snapshot.Snapshot // held by the caller until the VM has ended
 	Memory   Memory             // where it gets its memory from; empty: from the file
 	Env      []string           // KEY=VALUE: for commands that are run in it
+	// TrackDirty has the VMM remember what is written (vmm.RestoreFrom).
+	TrackDirty bool
 	// Exec is run when the VM is ready, in place of following its container;
 	// the VM ends with it. Empty: the container is followed.
 	Exec []string
@@ -53,7 +55,7 @@ func (l *life) findOriginal(context.Context) error {
 	}
 	a.Initrd = l.Clone.Snapshot.Path(paths.InitrdName)
 	l.artifacts = a
-	return nil
+	return checkShares(l.Spec.Mounts)
 }
 
 // originalImage is the very image that the snapshot's container runs.
@@ -248,6 +250,7 @@ func (in *instance) runCommand(ctx context.Context) (int, error) {
 	exit, err := s.Run(context.WithoutCancel(ctx), agentclient.Stdio{
 		Stdin: in.Stdio.In, Stdout: in.Stdio.Out, Stderr: in.Stdio.Err, Resize: in.Stdio.Resize,
 	})
+	in.finished = true
 	switch {
 	case in.signals.killed():
 		return exitKilled, nil

@@ -56,6 +56,7 @@ type life struct {
 	mu       sync.Mutex
 	current  *instance // that boots or runs; nil: none
 	ran      bool      // the container of this start was running
+	finished bool      // and has ended: what asks for the end comes too late
 	stopping bool      // somebody asked for the end: no restart
 	ended    control.Ended
 	// What the record could not take yet.
@@ -101,13 +102,16 @@ func (l *life) live(ctx context.Context) (int, error) {
 		} else if err != nil {
 			return code, err
 		}
-		if !l.again(seen) {
+		if l.endAsked(ctx) || !l.Spec.Restart.Again(seen, l.vm.Record().Restarts) {
 			return code, err
 		}
 		if time.Since(began) > restartSettled {
 			pause = restartPause
 		}
 		if err := l.pauseBeforeRestart(ctx, why, pause); err != nil {
+			return code, err
+		}
+		if l.endAsked(ctx) {
 			return code, err
 		}
 		pause = min(2*pause, maxRestartPause)
@@ -124,11 +128,12 @@ func (l *life) lost(err error) bool {
 	return l.ran && (errors.Is(err, ErrGuest) || errors.Is(err, errNetworkLost))
 }
 
-// again reports whether the container is to be started once more.
-func (l *life) again(code int) bool {
+// endAsked reports whether somebody has asked for the end of the VM: it is not to
+// be started again.
+func (l *life) endAsked(ctx context.Context) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return !l.stopping && !l.signals.endAsked() && l.Spec.Restart.Again(code, l.vm.Record().Restarts)
+	return l.stopping || l.signals.endAsked() || ctx.Err() != nil
 }
 
 func (l *life) pauseBeforeRestart(ctx context.Context, why string, pause time.Duration) error {
@@ -142,17 +147,36 @@ func (l *life) pauseBeforeRestart(ctx context.Context, why string, pause time.Du
 	if err != nil {
 		return err
 	}
+	l.renewReady()
 	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	case <-ctx.Done(): // that is the end
+		return nil
 	case <-time.After(pause):
 		return nil
 	}
 }
 
+// renewReady has those who ask from now on wait for the next start.
+func (l *life) renewReady() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	select {
+	case <-l.ready.done:
+		l.ready = newLatch()
+	default: // some wait already
+	}
+}
+
+// setReady lets those go on who wait for the VM to get ready.
+func (l *life) setReady(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ready.set(err)
+}
+
 // runInstance boots the VM once and follows its container to the end.
 func (l *life) runInstance(ctx context.Context) (code int, err error) {
-	l.ran = false
+	l.ran, l.finished = false, false
 	in := &instance{life: l, gone: newLatch(), failure: newLatch(), logSeen: newLatch()}
 	if l.Clone != nil {
 		in.from = l.Clone.Snapshot
@@ -312,11 +336,11 @@ func cachedText(cached bool) string {
 // end writes the record's last words and lets everybody go.
 func (l *life) end(ctx context.Context, code int, err error) (Result, error) {
 	// A start that a signal has ended fails with whatever it was doing.
-	if sig := interruption(ctx); sig != nil {
+	if sig := interruption(ctx); sig != nil && !l.finished {
 		err = sig
 		code = sig.ExitCode()
 	}
-	l.ready.set(errEnded)
+	l.setReady(errEnded)
 	if l.vm == nil {
 		return Result{ExitCode: code}, err
 	}

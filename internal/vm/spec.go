@@ -6,6 +6,7 @@ package vm
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -178,6 +179,9 @@ func (s *Spec) CheckBalloon(mib int) error {
 // validate refuses what cannot reach the guest as it is: everything goes there
 // in JSON, which is UTF-8, and to the process in strings that end with a zero.
 func (c *ContainerSpec) validate() error {
+	if c.Hostname != "" && (len(c.Hostname) > maxHostname || !hostnamePattern.MatchString(c.Hostname)) {
+		return fmt.Errorf("%w: --hostname %q: it has letters, digits, dots and hyphens, at most %d", ErrInvalid, c.Hostname, maxHostname)
+	}
 	for _, arg := range slices.Concat(c.Entrypoint, c.Command) {
 		if !sendable(arg) {
 			return fmt.Errorf("%w: %q in the command: it is not UTF-8 text, or holds a zero byte", ErrInvalid, arg)
@@ -190,5 +194,11 @@ func (c *ContainerSpec) validate() error {
 	}
 	return nil
 }
+
+// maxHostname is the kernel's limit, characters (gethostname(2)).
+const maxHostname = 64
+
+// hostnamePattern is that of RFC 1123, and underscores, which some have.
+var hostnamePattern = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$`)
 
 func sendable(s string) bool { return utf8.ValidString(s) && !strings.ContainsRune(s, 0) }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"regexp"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -195,4 +196,42 @@ func TestRestartOfALostVM(t *testing.T) {
 	if s := status(t, id); s.Status == "running" || s.Restarts != 1 {
 		t.Errorf("at last: %+v", s)
 	}
+}
+
+// A VM that waits for its next start can be stopped, and has then the exit code of
+// the last one.
+func TestStopBetweenRestarts(t *testing.T) {
+	id := detach(t, []string{"--name", "restless", "--restart", "always"}, "busybox", "sh", "-c", "exit 3")
+	eventually(t, "several restarts", func() bool { return status(t, id).Restarts >= 3 }) // pauses grow
+	if s := status(t, id); s.Status == "exited" {
+		t.Fatalf("--restart always does not hold: %+v", s)
+	}
+	eventually(t, "pause between two starts", func() bool { return status(t, id).Status == "starting" })
+	fcvm(t, "stop", "restless").want(t, 0, "restless\n")
+	s := status(t, id)
+	if s.Status != "exited" && s.Status != "failed" {
+		t.Errorf("after stop: %+v", s)
+	}
+	restarts := s.Restarts
+	time.Sleep(2 * time.Second)
+	if s := status(t, id); s.Restarts != restarts || s.Status == "running" || s.Status == "starting" {
+		t.Errorf("it was started again: %+v", s)
+	}
+}
+
+// Many pause and resume one VM at the same time: all succeed, and it is what the
+// record says.
+func TestPauseAtOnce(t *testing.T) {
+	id := detach(t, []string{"--name", "still"}, "busybox", "sleep", "1000")
+	for _, want := range []struct{ command, status string }{{"pause", "paused"}, {"resume", "running"}, {"pause", "paused"}, {"resume", "running"}} {
+		var all sync.WaitGroup
+		for range 4 {
+			all.Go(func() { fcvm(t, want.command, "still").want(t, 0, "still\n") })
+		}
+		all.Wait()
+		if s := status(t, id); s.Status != want.status {
+			t.Errorf("after %s: %s", want.command, s.Status)
+		}
+	}
+	fcvm(t, "exec", "still", "echo", "hello").want(t, 0, "hello\n")
 }

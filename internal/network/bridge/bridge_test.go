@@ -416,6 +416,23 @@ func TestBlocked(t *testing.T) {
 	if why := New(netip.Prefix{}).Blocked(); why != "" {
 		t.Errorf("blocked, though the bridge is allowed: %s", why)
 	}
+	// As firewalld has it: what no rule accepts is rejected at the end.
+	add("add table inet firewalld")
+	add("add chain inet firewalld filter_FORWARD { type filter hook forward priority 10; policy accept; }")
+	add("add rule inet firewalld filter_FORWARD ct state established,related accept")
+	add("add rule inet firewalld filter_FORWARD ct state invalid drop")
+	if why := New(netip.Prefix{}).Blocked(); why != "" {
+		t.Errorf("blocked by a chain that accepts the rest: %s", why)
+	}
+	add("add rule inet firewalld filter_FORWARD counter reject with icmpx type admin-prohibited")
+	if why := New(netip.Prefix{}).Blocked(); !strings.Contains(why, "filter_FORWARD") || !strings.Contains(why, "firewall-cmd") {
+		t.Errorf("blocked: %q", why)
+	}
+	add("add chain inet firewalld filter_FWD_trusted")
+	add(`add rule inet firewalld filter_FWD_trusted iifname "fcvmbr0" accept`)
+	if why := New(netip.Prefix{}).Blocked(); why != "" {
+		t.Errorf("blocked, though the bridge is in a zone: %s", why)
+	}
 }
 
 func TestParseSubnet(t *testing.T) {

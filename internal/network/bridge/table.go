@@ -236,8 +236,9 @@ func removeLink(l netlink.Link) error {
 }
 
 // foreignDrop finds rules of others that drop what they do not know: a base
-// chain at the forward hook whose policy is drop, as Docker and firewalls have
-// it, without a word of this bridge in its table.
+// chain at the forward hook whose policy is drop, as Docker has it, or whose last
+// rule refuses all that comes to it, as firewalld's, without a word of this bridge
+// in its table.
 func foreignDrop(conn *nftables.Conn) string {
 	all, err := conn.ListChains()
 	if err != nil {
@@ -246,7 +247,7 @@ func foreignDrop(conn *nftables.Conn) string {
 	for _, c := range all {
 		if c.Table.Name == TableName || c.Hooknum == nil || *c.Hooknum != *nftables.ChainHookForward ||
 			c.Table.Family != nftables.TableFamilyINet && c.Table.Family != nftables.TableFamilyIPv4 ||
-			c.Policy == nil || *c.Policy != nftables.ChainPolicyDrop || mentions(conn, all, c.Table) {
+			!refuses(conn, c) || mentions(conn, all, c.Table) {
 			continue
 		}
 		return fmt.Sprintf("the chain %s of the table %s drops what it does not know, so VMs on %s do not reach the world; allow them there "+
@@ -254,6 +255,31 @@ func foreignDrop(conn *nftables.Conn) string {
 			c.Name, c.Table.Name, LinkName)
 	}
 	return ""
+}
+
+// refuses reports whether a base chain lets nothing pass that none of its rules
+// accepts.
+func refuses(conn *nftables.Conn, c *nftables.Chain) bool {
+	if c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop {
+		return true
+	}
+	rules, err := conn.GetRules(c.Table, c)
+	if err != nil || len(rules) == 0 {
+		return false
+	}
+	refused := false
+	for _, e := range rules[len(rules)-1].Exprs {
+		switch e := e.(type) {
+		case *expr.Counter, *expr.Log:
+		case *expr.Reject:
+			refused = true
+		case *expr.Verdict:
+			refused = e.Kind == expr.VerdictDrop
+		default:
+			return false // it is for some packets only
+		}
+	}
+	return refused
 }
 
 // mentions reports whether a table has a rule about the bridge.
