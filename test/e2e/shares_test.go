@@ -126,4 +126,37 @@ func TestClonesHaveShares(t *testing.T) {
 		t.Errorf("%q, %v", b, err)
 	}
 	fcvm(t, "exec", box, "cat", "/block/f", "/data/g").want(t, 0, "before\nclone\n")
+
+	snapshotOf(t, box, "sharing")
+	if err := os.Rename(dir, dir+".gone"); err != nil {
+		t.Fatal(err)
+	}
+	r := fcvm(t, "clone", "--snapshot", "sharing", "--name", "lonely", "--verbose", "--exec", "true")
+	if err := os.Rename(dir+".gone", dir); err != nil {
+		t.Fatal(err)
+	}
+	r.wantError(t, 125, dir)
+	if strings.Contains(r.stderr, "in "+env.data) { // it says where a VM's directory is
+		t.Errorf("something was made for a clone that cannot be:\n%s", r.stderr)
+	}
+}
+
+// A clone has a copy of a named volume that the original writes to, and shares one
+// that it only reads, which stays for as long as a snapshot needs it.
+func TestClonesHaveVolumes(t *testing.T) {
+	t.Cleanup(func() { fcvm(t, "volume", "rm", "-f", "drafts", "books") })
+	fcvm(t, "volume", "create", "--size", "64m", "books").want(t, 0, "books\n")
+	run(t, []string{"-v", "books:/books", "--network", "none"}, "busybox", "sh", "-c", "echo printed >/books/f").want(t, 0, "")
+	id := detach(t, []string{"--name", "writer", "--network", "none", "-v", "drafts:/drafts", "-v", "books:/books:ro"},
+		"busybox", "sh", "-c", "echo first >/drafts/f; sync; sleep 1000")
+	eventually(t, "first draft", func() bool { return fcvm(t, "exec", id, "cat", "/drafts/f").stdout == "first\n" })
+	fcvm(t, "clone", "writer", "--exec", "cat /drafts/f /books/f; echo mine >/drafts/f; sync").want(t, 0, "first\nprinted\n")
+	fcvm(t, "exec", "writer", "cat", "/drafts/f").want(t, 0, "first\n")
+	snapshotOf(t, "writer", "written")
+	fcvm(t, "rm", "-f", "writer").want(t, 0, "writer\n")
+	fcvm(t, "volume", "rm", "books").wantError(t, 125, "snapshot written needs it")
+	fcvm(t, "volume", "rm", "drafts").want(t, 0, "drafts\n") // the snapshot has its own
+	fcvm(t, "clone", "--snapshot", "written", "--exec", "cat /drafts/f /books/f").want(t, 0, "first\nprinted\n")
+	fcvm(t, "snapshot", "rm", "written").want(t, 0, "written\n")
+	fcvm(t, "volume", "rm", "books").want(t, 0, "books\n")
 }
