@@ -13,10 +13,24 @@ import (
 	"time"
 )
 
+// slirpHere reports whether this user can have --network slirp4netns.
+func slirpHere() bool {
+	if _, err := exec.LookPath("slirp4netns"); err != nil {
+		return false
+	}
+	tun, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
+	if err != nil {
+		return false
+	}
+	_ = tun.Close()
+	return true
+}
+
+
 // networksHere are the backends that this host and user can do.
 func networksHere() []string {
 	list := []string{"usernet"}
-	if _, err := exec.LookPath("slirp4netns"); err == nil {
+	if slirpHere() {
 		list = append(list, "slirp4netns")
 	}
 	if os.Geteuid() == 0 {
