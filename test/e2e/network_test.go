@@ -26,7 +26,6 @@ func slirpHere() bool {
 	return true
 }
 
-
 // networksHere are the backends that this host and user can do.
 func networksHere() []string {
 	list := []string{"usernet"}
