@@ -123,7 +123,7 @@ func (s *Store) reconcileLocked() error {
 
 // lostAge is how old a control socket without a VM must be to be taken for
 // lost: one that is just being made does not answer yet.
-const lostAge = 10 * time.Second
+const lostAge = time.Second
 
 // lostSockets are the control sockets of VMs that are gone, and whose supervisor
 // died just before it could remove them. One that answers belongs to a VM of
