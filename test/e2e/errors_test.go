@@ -44,6 +44,7 @@ func TestWrongInputs(t *testing.T) {
 		{"no such archive", []string{"oci-archive:/no/such.tar"}, []string{"/no/such.tar", "no such"}},
 		{"no such image", []string{host(registry) + "/none:1"}, []string{"none:1", "no such image"}},
 		{"no such registry", []string{nowhere + "/x"}, []string{nowhere, "registry"}},
+		{"no such host", []string{"registry.invalid/x"}, []string{"registry.invalid", "registry cannot be used"}},
 		{"unauthorized", []string{host(unauthorized) + "/x"}, []string{"login"}},
 		{"bad reference", []string{"UPPER/case"}, []string{"UPPER/case", "invalid image reference"}},
 		{"too little memory", []string{"--mem", "1", busybox}, []string{"--mem 1", "128"}},

@@ -182,7 +182,7 @@ func afterKill(t *testing.T, v victim, op operation) {
 // TestKilledSupervisor kills fcvm at random moments of a run in the foreground,
 // from its first on.
 func TestKilledSupervisor(t *testing.T) {
-	n := rounds(t, "FCVM_TEST_KILLS", 5)
+	n := rounds(t, "FCVM_TEST_KILLS", 20)
 	before := snapshotHost()
 	for range n {
 		p := start(t, runArgs(t, []string{"--name", "victim"}, "busybox", "sh", "-c", "echo up; sleep 1000")...)
