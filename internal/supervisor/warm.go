@@ -69,6 +69,8 @@ func (in *instance) makeWarmKey() (string, error) {
 	if n := in.net.Net(); n != nil {
 		link = fmt.Sprintf("tap %t, MAC %s, MTU %d", n.Tap != "", n.MAC, n.MTU)
 	}
+	needs := in.needs()
+	needs.Image = "" // whatever it is called: its digest counts
 	b, err := json.Marshal(struct {
 		Version int
 		Needs   snapshot.Needs
@@ -77,7 +79,7 @@ func (in *instance) makeWarmKey() (string, error) {
 		Link    string
 		Disks   []vmm.Disk
 		Scratch int // MiB
-	}{warmVersion, in.needs(), filepath.Base(in.artifacts.Initrd), in.cmdline(), link, in.disks(), in.Spec.ScratchMiB})
+	}{warmVersion, needs, filepath.Base(in.artifacts.Initrd), in.cmdline(), link, in.disks(), in.Spec.ScratchMiB})
 	if err != nil {
 		return "", err
 	}

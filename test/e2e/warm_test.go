@@ -34,6 +34,15 @@ func TestWarmStart(t *testing.T) {
 	if kept == "" {
 		t.Fatal("the second run booted")
 	}
+	other := filepath.Join(t.TempDir(), "other.tar")
+	if err := os.Symlink(strings.TrimPrefix(archive(t, "busybox"), "oci-archive:"), other); err != nil {
+		t.Fatal(err)
+	}
+	fcvm(t, append(append([]string{"run", "--vmm", env.driver, "--name", "renamed", "--rm=false"}, shape...), "oci-archive:"+other, "true")...).want(t, 0, "")
+	if from := strings.TrimSpace(fcvm(t, "inspect", "--format", "{{.Resolved.Snapshot.ID}}", "renamed").stdout); from != kept {
+		t.Errorf("under another name the same image started from %q, not from %s", from, kept)
+	}
+	fcvm(t, "rm", "renamed")
 	if r := fcvm(t, "system", "df", "--verbose"); !strings.Contains(r.stdout, kept) {
 		t.Errorf("system df does not show %s:\n%s", kept, r.stdout)
 	}
