@@ -65,18 +65,18 @@ func (c *Client) Restore(ctx context.Context, req agentapi.RestoreRequest) (Rest
 		if began.IsZero() {
 			began = time.Now()
 		}
-		limit := clockGoal
-		if n >= goalAttempts {
+		limit, busy := clockGoal, n >= goalAttempts
+		if busy {
 			limit = clockLimit
 		}
 		if r.off.worst <= limit {
 			return Restored{Reset: r.Reset, ClockError: r.off.worst}, nil
 		}
-		if n >= goalAttempts && time.Since(began) > clockPatience {
+		if busy && time.Since(began) > clockPatience {
 			return Restored{}, fmt.Errorf("make the guest a machine of its own: %w: it is off by up to %s", ErrClock, r.off.worst.Round(time.Millisecond))
 		}
 		way = r.off.delay / 2
-		if n >= goalAttempts {
+		if busy {
 			time.Sleep(clockPause)
 		}
 	}

@@ -2,14 +2,11 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
-
-	"github.com/fcvm/fcvm/internal/memserver"
 )
 
 type memoryServerLsOptions struct{ format string }
@@ -99,16 +96,9 @@ func runMemoryServerStats(ctx context.Context, a *app, o *memoryServerStatsOptio
 	if err != nil {
 		return err
 	}
-	socket, title, err := a.serverOf(o.snapshot)
-	if err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeout(ctx, serverPatience)
 	defer cancel()
-	st, err := memserver.Query(ctx, socket)
-	if errors.Is(err, memserver.ErrGone) {
-		return errNotServed(title)
-	}
+	st, _, err := a.queryServer(ctx, o.snapshot)
 	if err != nil {
 		return err
 	}

@@ -41,18 +41,12 @@ has VMs that is an error: they cannot go on without it, and end with --force.`,
 const stopPause = 10 * time.Millisecond
 
 func runMemoryServerStop(ctx context.Context, a *app, o *memoryServerStopOptions) error {
-	socket, title, err := a.serverOf(o.snapshot)
-	if err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeout(ctx, serverPatience)
 	defer cancel()
-	st, err := memserver.Query(ctx, socket)
+	st, title, err := a.queryServer(ctx, o.snapshot)
 	switch {
 	case errors.Is(err, memserver.ErrGone) && o.force:
 		return nil
-	case errors.Is(err, memserver.ErrGone):
-		return errNotServed(title)
 	case err != nil:
 		return err
 	case len(st.VMs) > 0 && !o.force:
@@ -62,7 +56,7 @@ func runMemoryServerStop(ctx context.Context, a *app, o *memoryServerStopOptions
 		return fmt.Errorf("end the memory server of snapshot %s: %w", title, err)
 	}
 	for {
-		if _, err := memserver.Query(ctx, socket); errors.Is(err, memserver.ErrGone) {
+		if _, err := memserver.Query(ctx, st.Socket); errors.Is(err, memserver.ErrGone) {
 			return nil
 		}
 		select {
@@ -73,21 +67,34 @@ func runMemoryServerStop(ctx context.Context, a *app, o *memoryServerStopOptions
 	}
 }
 
-// serverOf finds the socket of a snapshot's memory server, whether or not there is
-// one, and what to call the snapshot.
-func (a *app) serverOf(ref string) (socket, title string, err error) {
+// queryServer asks the memory server of a snapshot, and returns what to call that.
+// The error wraps memserver.ErrGone when there is no server.
+func (a *app) queryServer(ctx context.Context, ref string) (st memserver.Stats, title string, err error) {
 	l, err := a.layout()
 	if err != nil {
-		return "", "", err
+		return st, "", err
 	}
 	e, err := snapshot.New(l.Snapshots()).Find(ref)
 	if err != nil {
-		return "", "", err
+		return st, "", err
 	}
-	socket, err = l.MemorySocket(e.Manifest.ID)
-	return socket, e.Manifest.Title(), err
+	title = e.Manifest.Title()
+	socket, err := l.MemorySocket(e.Manifest.ID)
+	if err != nil {
+		return st, title, err
+	}
+	st, err = memserver.Query(ctx, socket)
+	if errors.Is(err, memserver.ErrGone) {
+		err = &notServedError{title}
+	}
+	return st, title, err
 }
 
-func errNotServed(title string) error {
-	return fmt.Errorf("nobody serves the memory of snapshot %s: start with: fcvm memory-server %s", title, title)
+// notServedError says that a snapshot has no memory server.
+type notServedError struct{ title string }
+
+func (e *notServedError) Error() string {
+	return fmt.Sprintf("nobody serves the memory of snapshot %s: start with: fcvm memory-server %s", e.title, e.title)
 }
+
+func (e *notServedError) Unwrap() error { return memserver.ErrGone }

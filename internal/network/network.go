@@ -67,15 +67,7 @@ type Config struct {
 	// Phase is called when a phase ("namespace": until the VM's network namespace
 	// and what is in it are there) begins; the function that it returns is called
 	// at its end. nil: nobody listens.
-	Phase func(name string) (done func())
-}
-
-// Begin says that a phase begins; end, that it is over.
-func (c *Config) Begin(phase string) (end func()) {
-	if c.Phase == nil {
-		return func() {}
-	}
-	return c.Phase(phase)
+	Phase vmm.Phase
 }
 
 // Refuse returns an error for what a backend cannot do of a Config, naming

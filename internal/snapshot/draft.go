@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/fcvm/fcvm/internal/ofdlock"
 	"github.com/fcvm/fcvm/internal/vm"
 )
 
@@ -52,7 +53,7 @@ func (s *Store) Begin(name string, need int64) (*Draft, error) {
 		f, err := os.OpenFile(filepath.Join(d.dir, lockName), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 		if err == nil {
 			d.lock = f
-			_, err = lockFile(f, exclusive) // nobody else knows of it
+			_, err = ofdlock.Try(f, ofdlock.Exclusive) // nobody else knows of it
 		}
 		if err != nil {
 			d.Abort()
@@ -127,7 +128,7 @@ func (d *Draft) commit(ctx context.Context, m *Manifest, files []string) (*Snaps
 			return err
 		}
 		// Nobody can remove it before it is held: that takes this lock, too.
-		_, err := lockFile(d.lock, shared)
+		_, err := ofdlock.Try(d.lock, ofdlock.Shared)
 		return err
 	})
 	if err != nil {

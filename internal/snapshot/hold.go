@@ -10,8 +10,7 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/fcvm/fcvm/internal/ofdlock"
 	"github.com/fcvm/fcvm/internal/proc"
 )
 
@@ -57,7 +56,7 @@ func (s *Snapshot) HandOver() {
 // Hold takes a snapshot into use. The error wraps ErrNotFound when it has been
 // removed.
 func (s *Store) Hold(id string) (*Snapshot, error) {
-	l, err := lockDir(s.path(id), shared)
+	l, err := lockDir(s.path(id), ofdlock.Shared)
 	if err == nil && l == nil {
 		err = fs.ErrNotExist // who has it for himself is removing it
 	}
@@ -131,22 +130,14 @@ func stampOf(path string) (Stamp, int64, error) {
 	return Stamp{Inode: sys.Ino, MTime: st.ModTime().UTC().Truncate(time.Nanosecond)}, st.Size(), nil
 }
 
-// Ways to lock a snapshot's directory. The lock is an open file description
-// lock (fcntl(2), F_OFD_SETLK): a listing can ask for it without taking it, and
-// so makes nobody believe that the snapshot is in use, or on its way out.
-const (
-	shared    = unix.F_RDLCK
-	exclusive = unix.F_WRLCK
-)
-
 // lockDir locks a snapshot or draft until the file that it returns is closed;
 // nil: others have it.
-func lockDir(dir string, how int16) (*os.File, error) {
+func lockDir(dir string, how ofdlock.Kind) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
-	ok, err := lockFile(f, how)
+	ok, err := ofdlock.Try(f, how)
 	if err == nil && ok {
 		err = sameFile(f, filepath.Join(dir, lockName))
 	}
@@ -155,15 +146,6 @@ func lockDir(dir string, how int16) (*os.File, error) {
 		return nil, err
 	}
 	return f, nil
-}
-
-// lockFile takes a lock, or changes the one that it has; false: others have it.
-func lockFile(f *os.File, how int16) (bool, error) {
-	err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: how})
-	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
-		return false, nil
-	}
-	return err == nil, err
 }
 
 // sameFile is fs.ErrNotExist when the file has lost its name since it was
@@ -190,7 +172,5 @@ func (s *Store) inUse(id string) bool {
 		return false
 	}
 	defer func() { _ = f.Close() }()
-	l := unix.Flock_t{Type: exclusive}
-	err = unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &l)
-	return err == nil && l.Type != unix.F_UNLCK
+	return ofdlock.Held(f)
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/gofrs/flock"
 
 	"github.com/fcvm/fcvm/internal/atomicfile"
+	"github.com/fcvm/fcvm/internal/ofdlock"
 	"github.com/fcvm/fcvm/internal/vm"
 )
 
@@ -355,7 +356,7 @@ func (s *Store) Remove(id string) error {
 }
 
 func (s *Store) remove(id string) error {
-	l, err := lockDir(s.path(id), exclusive)
+	l, err := lockDir(s.path(id), ofdlock.Exclusive)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
@@ -404,7 +405,7 @@ func (s *Store) Sweep() {
 }
 
 func (s *Store) sweepDraft(id string) error {
-	l, err := lockDir(s.draft(id), exclusive)
+	l, err := lockDir(s.draft(id), ofdlock.Exclusive)
 	if err == nil && l == nil {
 		return nil // it is being made
 	}

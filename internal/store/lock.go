@@ -1,17 +1,11 @@
 package store
 
 import (
-	"errors"
 	"fmt"
 	"os"
 
-	"golang.org/x/sys/unix"
+	"github.com/fcvm/fcvm/internal/ofdlock"
 )
-
-// A VM's lock is an open file description lock (fcntl(2), F_OFD_SETLK): it
-// goes when its holder dies, as a flock does, but others can ask for it
-// without taking it. A listing that took each lock for a moment would make a
-// VM that is just being created or removed look as if somebody else had it.
 
 // tryLock takes the lock of a file, which it makes if there is none, until
 // the file that it returns is closed; nil: somebody else has it.
@@ -20,15 +14,15 @@ func tryLock(path string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK})
-	if err == nil {
+	ok, err := ofdlock.Try(f, ofdlock.Exclusive)
+	if ok {
 		return f, nil
 	}
 	_ = f.Close()
-	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
-		return nil, nil
+	if err != nil {
+		err = fmt.Errorf("lock %s: %w", path, err)
 	}
-	return nil, fmt.Errorf("lock %s: %w", path, err)
+	return nil, err
 }
 
 // look reports whether somebody has the lock of a file, and whether it is
@@ -39,8 +33,7 @@ func look(path string) (held, marked bool) {
 		return false, false
 	}
 	defer func() { _ = f.Close() }()
-	l := unix.Flock_t{Type: unix.F_WRLCK}
-	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &l); err == nil && l.Type != unix.F_UNLCK {
+	if ofdlock.Held(f) {
 		return true, false
 	}
 	st, err := f.Stat()

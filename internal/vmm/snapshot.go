@@ -55,15 +55,19 @@ type RestoreFrom struct {
 	TrackDirty bool
 	// Phase is called when a phase ("spawn", "load") begins; the function that
 	// it returns is called at its end. nil: nobody listens.
-	Phase func(name string) (done func())
+	Phase Phase
 }
 
+// Phase is told that a part of a start begins; the function that it returns, that
+// the part is over. nil: nobody listens.
+type Phase func(name string) (done func())
+
 // Begin says that a phase begins; end, that it is over.
-func (f RestoreFrom) Begin(phase string) (end func()) {
-	if f.Phase == nil {
+func (p Phase) Begin(name string) (end func()) {
+	if p == nil {
 		return func() {}
 	}
-	return f.Phase(phase)
+	return p(name)
 }
 
 // CheckMemory refuses a file that is not the memory of a machine of this size.

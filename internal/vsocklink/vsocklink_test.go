@@ -84,6 +84,17 @@ func (m *machine) dial(t *testing.T) net.Conn {
 	return c
 }
 
+// exchange has a byte come back from an echo: the link is there at both ends.
+func exchange(t *testing.T, c net.Conn) {
+	t.Helper()
+	if _, err := c.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func echo(c net.Conn) { _, _ = io.Copy(c, c) }
 
 // save cuts the connections until the test ends, as often as it can.
@@ -227,12 +238,7 @@ func TestSlowReader(t *testing.T) {
 func TestLossIsAnEnd(t *testing.T) {
 	m := newMachine(t, echo)
 	c := m.dial(t)
-	if _, err := c.Write([]byte("x")); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
-		t.Fatal(err)
-	}
+	exchange(t, c)
 	m.cutAll()
 	began := time.Now()
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) || time.Since(began) > patience/2 {
@@ -244,12 +250,7 @@ func TestLossIsAnEnd(t *testing.T) {
 func TestEnded(t *testing.T) {
 	m := newMachine(t, echo)
 	c := m.dial(t)
-	if _, err := c.Write([]byte("x")); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
-		t.Fatal(err)
-	}
+	exchange(t, c)
 	m.Saving()
 	_ = m.guest.Listener.Close()
 	m.cutAll()
@@ -271,12 +272,7 @@ func TestAnotherHost(t *testing.T) {
 		ended <- struct{}{}
 	})
 	c := m.dial(t)
-	if _, err := c.Write([]byte("x")); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
-		t.Fatal(err)
-	}
+	exchange(t, c)
 	other := NewHost(m.connect)
 	defer other.Close()
 	second, err := other.Dial(t.Context())

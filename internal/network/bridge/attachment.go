@@ -99,7 +99,7 @@ func (a *attachment) attach(subnet netip.Prefix) error {
 	if h.subnet6.IsValid() {
 		a.ip6 = h.addr6(a.ip)
 	}
-	made := a.cfg.Begin("namespace")
+	made := a.cfg.Phase.Begin("namespace")
 	if a.ns, err = netns.New(); err != nil {
 		return err
 	}

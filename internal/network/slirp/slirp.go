@@ -71,7 +71,7 @@ func (b *Backend) Start(ctx context.Context, cfg network.Config) (network.Attach
 	if err != nil {
 		return nil, b.Available()
 	}
-	a := &attachment{program: path, servers: cfg.Servers, begin: cfg.Begin, lost: make(chan error, 1)}
+	a := &attachment{program: path, servers: cfg.Servers, phase: cfg.Phase, lost: make(chan error, 1)}
 	for _, p := range cfg.Ports {
 		if err := a.check(p); err != nil {
 			return nil, err
@@ -93,7 +93,7 @@ type attachment struct {
 	program string
 	servers []netip.Addr
 	vmm     vmm.Net
-	begin   func(phase string) (end func())
+	phase   vmm.Phase
 	lost    chan error
 
 	mu     sync.Mutex
@@ -127,7 +127,7 @@ func (a *attachment) check(p network.Port) error {
 // Launch implements vmm.Launcher: the VMM starts in a namespace with a tap, and
 // slirp4netns beside it.
 func (a *attachment) Launch(ctx context.Context, c vmm.Command) (vmm.Process, error) {
-	p, _, err := netns.Launch(ctx, c, netns.Tap{Name: network.TapName, MTU: mtu, Left: true}, a.begin("namespace"))
+	p, _, err := netns.Launch(ctx, c, netns.Tap{Name: network.TapName, MTU: mtu, Left: true}, a.phase.Begin("namespace"))
 	if err != nil {
 		return nil, err
 	}

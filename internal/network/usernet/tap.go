@@ -127,19 +127,19 @@ func (a *attachment) connectTap() error {
 		return err
 	}
 	a.vmm = vmm.Net{MAC: vmm.GuestMAC, MTU: mtu, Tap: network.TapName}
-	a.launcher = launcher{carrier, &a.cfg}
+	a.launcher = launcher{carrier, a.cfg.Phase}
 	return nil
 }
 
 // launcher starts a VMM in a namespace with a tap, and connects the tap.
 type launcher struct {
 	frames *tapFrames
-	cfg    *network.Config
+	phase  vmm.Phase
 }
 
 // Launch implements vmm.Launcher.
 func (l launcher) Launch(ctx context.Context, c vmm.Command) (vmm.Process, error) {
-	p, uplink, err := netns.Launch(ctx, c, netns.Tap{Name: network.TapName, MTU: mtu}, l.cfg.Begin("namespace"))
+	p, uplink, err := netns.Launch(ctx, c, netns.Tap{Name: network.TapName, MTU: mtu}, l.phase.Begin("namespace"))
 	if err != nil {
 		return nil, err
 	}

@@ -163,7 +163,7 @@ func (d *Driver) Restore(ctx context.Context, cfg vmm.Config, from vmm.RestoreFr
 	if err := checkRestore(&cfg, &from); err != nil {
 		return nil, err
 	}
-	end := from.Begin("spawn")
+	end := from.Phase.Begin("spawn")
 	m, err := d.spawn(ctx, &cfg)
 	if err != nil {
 		end()
@@ -173,7 +173,7 @@ func (d *Driver) Restore(ctx context.Context, cfg vmm.Config, from vmm.RestoreFr
 	err = m.call(ctx, get("/version", &v)) // waits until Firecracker answers
 	end()
 	if err == nil {
-		end = from.Begin("load")
+		end = from.Phase.Begin("load")
 		err = m.load(ctx, &cfg, from, v)
 		end()
 	}

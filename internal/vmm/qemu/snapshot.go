@@ -124,13 +124,13 @@ func (d *Driver) Restore(ctx context.Context, cfg vmm.Config, from vmm.RestoreFr
 	if err != nil {
 		return nil, err
 	}
-	end := from.Begin("spawn")
+	end := from.Phase.Begin("spawn")
 	m, err := d.spawn(ctx, &cfg, host{kvm: d.kvm.RunsGuest, restore: &info.QEMU}, memory, state)
 	end()
 	if err != nil {
 		return nil, err
 	}
-	end = from.Begin("load")
+	end = from.Phase.Begin("load")
 	err = m.load(ctx, info)
 	end()
 	if err != nil {
