@@ -185,6 +185,22 @@ func waitClosed(c net.Conn) {
 	}
 }
 
+// A guest that powers off at once takes its answer with it.
+func TestShutdownWithoutAnswer(t *testing.T) {
+	for name, test := range map[string]struct {
+		guest func(net.Conn)
+		well  bool
+	}{
+		"the answer":     {answers(answer(204, "")), true},
+		"no answer":      {readRequest, true},
+		"half an answer": {func(c net.Conn) { readRequest(c); _, _ = io.WriteString(c, "HTTP/1.1 204 X\r\nConte") }, false},
+	} {
+		if err := newClient(t, test.guest).Shutdown(t.Context()); (err == nil) != test.well {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+}
+
 func TestHostileStatus(t *testing.T) {
 	for name, body := range map[string]string{
 		"another version": `{"version":2,"phase":"ready"}`,

@@ -139,7 +139,10 @@ func (q *qmp) execute(ctx context.Context, command string, args, out any) error 
 			if out == nil {
 				return nil
 			}
-			return json.Unmarshal(r.Return, out)
+			if err := json.Unmarshal(r.Return, out); err != nil {
+				return fmt.Errorf("%w: the answer to %s: %w", errQMP, command, err)
+			}
+			return nil
 		case <-q.failed:
 			return fmt.Errorf("%s: %w", command, q.err)
 		case <-ctx.Done():
