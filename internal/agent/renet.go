@@ -106,7 +106,8 @@ func announce(iface, address string) error {
 		Protocol: bigEndian(unix.ETH_P_ARP), Ifindex: l.Attrs().Index,
 		Halen: 6, Addr: [8]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff},
 	}
-	if err := unix.Sendto(fd, arpRequest(l.Attrs().HardwareAddr, prefix.Addr()), 0, to); err != nil {
+	err = unix.Sendto(fd, arpRequest(l.Attrs().HardwareAddr, prefix.Addr()), 0, to)
+	if err != nil && !errors.Is(err, unix.ENETDOWN) { // a guest without a container is not on the link yet
 		return fmt.Errorf("announce %s: %w", address, err)
 	}
 	return nil

@@ -107,6 +107,8 @@ func hint(err error) string {
 		return "fcvm ls lists what runs, fcvm logs what a VM has said that was run with --logs both"
 	case errors.Is(err, control.ErrGone):
 		return "it has just ended, or is about to; fcvm ls -a tells"
+	case errors.Is(err, supervisor.ErrNotReady):
+		return "run it in the foreground, or without --wait-ready, to see what it says"
 	case errors.Is(err, context.DeadlineExceeded):
 		return "try again; the host or the network may have been busy"
 	}

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/fcvm/fcvm/internal/agentapi"
 	"github.com/fcvm/fcvm/internal/agentclient"
 	"github.com/fcvm/fcvm/internal/events"
@@ -86,14 +88,18 @@ func (in *instance) openGate(ctx context.Context, g vm.Gate) error {
 	}
 	tick := time.NewTicker(g.Interval)
 	defer tick.Stop()
+	why := context.DeadlineExceeded // until a look says more
 	for {
 		err := in.look(ctx, g)
 		if err == nil {
 			return nil
 		}
+		if ctx.Err() == nil {
+			why = err
+		}
 		select {
 		case <-ctx.Done():
-			return err
+			return why
 		case <-tick.C:
 		}
 	}
@@ -123,15 +129,29 @@ func (in *instance) look(ctx context.Context, g vm.Gate) error {
 // maxCheckOutput bounds what is kept of a check's output, bytes.
 const maxCheckOutput = 4 << 10
 
+// checkGrace is how long a guest may take to read that a command is to be killed.
+const checkGrace = time.Second
+
 // exec runs a command in the container and returns its exit code and the
-// beginning of its output.
+// beginning of its output. When ctx ends the command is killed: a check that
+// hangs must not be joined by the next one.
 func (in *instance) exec(ctx context.Context, args []string) (int, []byte, error) {
 	s, err := in.agent.Exec(ctx, agentapi.ExecRequest{Args: args})
 	if err != nil {
 		return 0, nil, err
 	}
+	while, hangUp := context.WithCancel(context.WithoutCancel(ctx))
+	defer hangUp()
+	defer context.AfterFunc(ctx, func() {
+		defer time.AfterFunc(checkGrace, hangUp).Stop()
+		_ = s.Signal(int(unix.SIGKILL)) // it fails when there is nothing to kill any more
+		hangUp()
+	})()
 	var out limitedBuffer
-	exit, err := s.Run(ctx, agentclient.Stdio{Stdout: &out, Stderr: &out})
+	exit, err := s.Run(while, agentclient.Stdio{Stdout: &out, Stderr: &out})
+	if ctx.Err() != nil {
+		return 0, nil, ctx.Err()
+	}
 	if err != nil {
 		return 0, nil, err
 	}

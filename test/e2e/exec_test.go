@@ -81,6 +81,8 @@ func testExecSurroundings(t *testing.T, box string) {
 	// The same processes, root and host name as the container's first process has.
 	fcvm(t, "exec", box, "sh", "-c", `read x </proc/1/cmdline; echo "$x" | head -c 2; [ / -ef /proc/1/root/ ] && hostname`).
 		want(t, 0, "sh"+box+"\n")
+	// The cgroup namespace shows a path out of it to whoever is in another group.
+	fcvm(t, "exec", box, "sh", "-c", "cmp /proc/self/cgroup /proc/1/cgroup && grep -c ^0::/$ /proc/self/cgroup").want(t, 0, "1\n")
 	caps := func(flags ...string) string {
 		r := fcvm(t, append(append([]string{"exec"}, flags...), box, "grep", "CapEff", "/proc/self/status")...)
 		return strings.TrimSpace(strings.TrimPrefix(r.stdout, "CapEff:"))

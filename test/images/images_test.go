@@ -35,7 +35,7 @@ func TestImages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	programs := map[string]string{"busybox": "busybox", "nginx": "nginx", "redis": "redis-server", "python3": "python3", "terminal": "tmux"}
+	programs := map[string]string{"busybox": "busybox", "nginx": "nginx", "redis": "redis-server", "python3": "python3", "terminal": "tmux", "fio": "fio"}
 	for _, n := range Names() {
 		t.Run(n, func(t *testing.T) {
 			oci, err := OCIArchive(t.Context(), dir, n)

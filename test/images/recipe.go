@@ -78,6 +78,13 @@ func recipes() []recipe {
 			},
 		},
 		{
+			// Its library for graphs needs Python, which is left out.
+			name: "fio", packages: []string{"fio", "coreutils", "base-files", "dash"},
+			keep:   func(name string) bool { return !strings.Contains(name, "python") },
+			items:  []item{{name: "usr/bin/sh", link: "dash"}},
+			config: v1.Config{Env: []string{searchPath}, Cmd: []string{"fio", "--version"}},
+		},
+		{
 			// What people use a terminal for.
 			name: "terminal", packages: []string{"bash", "coreutils", "grep", "less", "libc-bin", "ncurses-bin", "ncurses-base", "procps", "tmux", "vim", "base-files", "dash"},
 			items: []item{

@@ -20,14 +20,14 @@ func BenchmarkImageToDisk(b *testing.B) {
 	fcvm := program(b)
 	for _, bench := range []struct {
 		name  string
-		fills []fill
+		fills []Fill
 	}{
 		{"1,000 files, 4 layers", files(4, 1000)},
 		{"20,000 small files", smallFiles(20_000)},
 	} {
 		b.Run(bench.name, func(b *testing.B) {
 			layout := filepath.Join(b.TempDir(), "layout")
-			if err := writeLayout(layout, bench.fills, compression.GZip); err != nil {
+			if err := WriteLayout(layout, bench.fills, compression.GZip); err != nil {
 				b.Fatal(err)
 			}
 			var ours, theirs []time.Duration

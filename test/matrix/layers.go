@@ -1,3 +1,6 @@
+// Package matrix has images whose layers hold all that layers can. Its tests
+// compare the disks that fcvm makes of them and of others, entry by entry, with
+// what umoci and buildah unpack.
 package matrix
 
 import (
@@ -59,13 +62,13 @@ func (w *writer) link(name, target string) {
 
 func (w *writer) whiteout(name string) { w.file(name, "") }
 
-// fill writes one layer.
-type fill func(*writer)
+// Fill writes one layer.
+type Fill func(*writer)
 
-// special is what archives can hold, and what layers do to one another.
-func special() []fill {
+// Special is what archives can hold, and what layers do to one another.
+func Special() []Fill {
 	capability := "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00" // cap_net_bind_service=ep
-	return []fill{
+	return []Fill{
 		func(w *writer) {
 			w.put(tar.Header{Typeflag: tar.TypeDir, Name: "./", Mode: 0o755}, nil)
 			for _, d := range []string{"bin", "dev", "gone", "opaque", "opaque/below", "replaced", "links", "names", "deep", "deep/er"} {
@@ -120,9 +123,9 @@ func special() []fill {
 	}
 }
 
-// manyLayers changes, removes and brings back files in each of n layers.
-func manyLayers(n int) []fill {
-	out := []fill{func(w *writer) {
+// ManyLayers changes, removes and brings back files in each of n layers.
+func ManyLayers(n int) []Fill {
+	out := []Fill{func(w *writer) {
 		w.put(tar.Header{Typeflag: tar.TypeDir, Name: "./", Mode: 0o755}, nil)
 		w.dir("d")
 	}}
@@ -142,8 +145,8 @@ func manyLayers(n int) []fill {
 }
 
 // smallFiles is n of them, a thousand in each directory.
-func smallFiles(n int) []fill {
-	return []fill{func(w *writer) {
+func smallFiles(n int) []Fill {
+	return []Fill{func(w *writer) {
 		w.put(tar.Header{Typeflag: tar.TypeDir, Name: "./", Mode: 0o755}, nil)
 		for i := range n {
 			if i%1000 == 0 {
@@ -155,8 +158,8 @@ func smallFiles(n int) []fill {
 }
 
 // bigFile is one of n bytes, no two blocks of which are alike.
-func bigFile(n int64) []fill {
-	return []fill{func(w *writer) {
+func bigFile(n int64) []Fill {
+	return []Fill{func(w *writer) {
 		w.put(tar.Header{Typeflag: tar.TypeDir, Name: "./", Mode: 0o755}, nil)
 		w.put(tar.Header{Typeflag: tar.TypeReg, Name: "big", Size: n}, &blocks{})
 	}}
@@ -175,8 +178,8 @@ func (b *blocks) Read(p []byte) (int, error) {
 
 // files is a tree like a distribution's: n files of up to 400 kB, half of whose
 // content does not compress, in some layers.
-func files(layers, n int) []fill {
-	var out []fill
+func files(layers, n int) []Fill {
+	var out []Fill
 	r := rand.New(rand.NewSource(1)) //nolint:gosec // the same each time
 	for l := range layers {
 		out = append(out, func(w *writer) {
@@ -198,9 +201,9 @@ func files(layers, n int) []fill {
 	return out
 }
 
-// writeLayout makes an image of layers and writes it as an OCI layout, with one
+// WriteLayout makes an image of layers and writes it as an OCI layout, with one
 // image named "x".
-func writeLayout(dir string, fills []fill, c compression.Compression) error {
+func WriteLayout(dir string, fills []Fill, c compression.Compression) error {
 	tmp := dir + ".layers"
 	if err := os.MkdirAll(tmp, 0o755); err != nil {
 		return err
@@ -232,7 +235,7 @@ func writeLayout(dir string, fills []fill, c compression.Compression) error {
 	return p.AppendImage(img, layout.WithAnnotations(map[string]string{"org.opencontainers.image.ref.name": "x"}))
 }
 
-func writeLayer(path string, f fill, c compression.Compression) (v1.Layer, error) {
+func writeLayer(path string, f Fill, c compression.Compression) (v1.Layer, error) {
 	out, err := os.Create(path)
 	if err != nil {
 		return nil, err

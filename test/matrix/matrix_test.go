@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/compression"
 
 	"github.com/fcvm/fcvm/test/images"
+	"github.com/fcvm/fcvm/test/tree"
 )
 
 // maxMemory is what a conversion may take, bytes.
@@ -121,15 +122,15 @@ func compare(t *testing.T, fcvm, ref, want string, free ...string) {
 	if memory > maxMemory {
 		t.Errorf("the conversion took %d MiB of memory, the limit is %d", memory>>20, maxMemory>>20)
 	}
-	got, err := readTree(mount(t, disk))
+	got, err := tree.Read(mount(t, disk), "lost+found")
 	if err != nil {
 		t.Fatal(err)
 	}
-	should, err := readTree(want)
+	should, err := tree.Read(want)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, d := range differences(got, should, free) {
+	for _, d := range tree.Differences(got, should, free) {
 		t.Error(d)
 	}
 	t.Logf("%d entries", len(got))
@@ -150,11 +151,11 @@ func TestMatrix(t *testing.T) {
 	const gib = 1 << 30
 	for _, tt := range []struct {
 		name  string
-		fills []fill
+		fills []Fill
 		large bool
 	}{
-		{"special", special(), false},
-		{"many layers", manyLayers(120), false},
+		{"special", Special(), false},
+		{"many layers", ManyLayers(120), false},
 		{"100,000 small files", smallFiles(100_000), true},
 		{"a file of 2 GiB", bigFile(2 * gib), true},
 	} {
@@ -164,12 +165,12 @@ func TestMatrix(t *testing.T) {
 			}
 			dir := t.TempDir()
 			gz, zst := filepath.Join(dir, "gzip"), filepath.Join(dir, "zstd")
-			if err := writeLayout(gz, tt.fills, compression.GZip); err != nil {
+			if err := WriteLayout(gz, tt.fills, compression.GZip); err != nil {
 				t.Fatal(err)
 			}
 			want := unpack(t, gz)
 			compare(t, fcvm, "oci:"+gz, want)
-			if err := writeLayout(zst, tt.fills, compression.ZStd); err != nil {
+			if err := WriteLayout(zst, tt.fills, compression.ZStd); err != nil {
 				t.Fatal(err)
 			}
 			compare(t, fcvm, "oci:"+zst, want)

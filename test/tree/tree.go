@@ -1,6 +1,6 @@
-// Package matrix compares the disks that fcvm makes of images, entry by entry,
-// with what umoci and buildah unpack of them.
-package matrix
+// Package tree reads directory trees with all that there is of each entry, and
+// tells how one differs from another. The tests of images compare with it.
+package tree
 
 import (
 	"crypto/sha256"
@@ -20,32 +20,33 @@ import (
 // maxDifferences is how many are told.
 const maxDifferences = 20
 
-// entry is all that there is of one name in a tree.
-type entry struct {
-	mode   uint32 // type and permissions, as stat(2) has them
-	uid    uint32
-	gid    uint32
-	rdev   uint64   // of a device
-	mtime  string   // seconds and nanoseconds
-	size   int64    // of a regular file
-	target string   // of a symbolic link
-	xattrs string   // sorted
-	digest string   // of a regular file's content
-	links  []string // all names of the file, sorted; one for what is no hard link
+// Entry is all that there is of one name in a tree.
+type Entry struct {
+	Mode   uint32 // type and permissions, as stat(2) has them
+	UID    uint32
+	GID    uint32
+	Device uint64   // the number of a device
+	Time   string   // of the last change of the content: seconds and nanoseconds
+	Size   int64    // of a regular file, bytes
+	Target string   // of a symbolic link
+	Xattrs string   // sorted
+	Digest string   // of a regular file's content
+	Links  []string // all names of the file, sorted; one for what is no hard link
 }
 
-func (e entry) String() string {
+func (e Entry) String() string {
 	return fmt.Sprintf("mode %o, owner %d:%d, device %#x, time %s, size %d, target %q, attributes %q, content %.12s, names %q",
-		e.mode, e.uid, e.gid, e.rdev, e.mtime, e.size, e.target, e.xattrs, e.digest, e.links)
+		e.Mode, e.UID, e.GID, e.Device, e.Time, e.Size, e.Target, e.Xattrs, e.Digest, e.Links)
 }
 
-// readTree reads a whole tree; names are relative to its root.
-func readTree(root string) (map[string]entry, error) {
-	tree := map[string]entry{}
+// Read reads the tree at root, without the names in skip and what is below
+// them. Names are relative to root, which is ".".
+func Read(root string, skip ...string) (map[string]Entry, error) {
+	tree := map[string]Entry{}
 	inodes := map[uint64][]string{}
 	digests := map[uint64]string{}
 	numbers := map[string]uint64{}
-	err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
@@ -53,31 +54,34 @@ func readTree(root string) (map[string]entry, error) {
 		if err != nil {
 			return err
 		}
-		if name == "lost+found" {
-			return fs.SkipDir
+		if slices.Contains(skip, name) {
+			if d.IsDir() {
+				return fs.SkipDir
+			}
+			return nil
 		}
 		var st unix.Stat_t
 		if err := unix.Lstat(path, &st); err != nil {
 			return err
 		}
-		e := entry{mode: st.Mode, uid: st.Uid, gid: st.Gid, mtime: fmt.Sprintf("%d.%09d", st.Mtim.Sec, st.Mtim.Nsec)}
+		e := Entry{Mode: st.Mode, UID: st.Uid, GID: st.Gid, Time: fmt.Sprintf("%d.%09d", st.Mtim.Sec, st.Mtim.Nsec)}
 		switch st.Mode & unix.S_IFMT {
 		case unix.S_IFREG:
-			e.size = st.Size
+			e.Size = st.Size
 			if digests[st.Ino] == "" {
 				if digests[st.Ino], err = digest(path); err != nil {
 					return err
 				}
 			}
-			e.digest = digests[st.Ino]
+			e.Digest = digests[st.Ino]
 		case unix.S_IFLNK:
-			if e.target, err = os.Readlink(path); err != nil {
+			if e.Target, err = os.Readlink(path); err != nil {
 				return err
 			}
 		case unix.S_IFCHR, unix.S_IFBLK:
-			e.rdev = st.Rdev
+			e.Device = st.Rdev
 		}
-		if e.xattrs, err = attributes(path); err != nil {
+		if e.Xattrs, err = attributes(path); err != nil {
 			return err
 		}
 		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
@@ -89,8 +93,8 @@ func readTree(root string) (map[string]entry, error) {
 	})
 	for name, ino := range numbers {
 		e := tree[name]
-		e.links = inodes[ino]
-		slices.Sort(e.links)
+		e.Links = inodes[ino]
+		slices.Sort(e.Links)
 		tree[name] = e
 	}
 	return tree, err
@@ -134,9 +138,9 @@ func attributes(path string) (string, error) {
 	return strings.Join(all, " "), nil
 }
 
-// differences lists how a tree is not what it should be. free are names whose
+// Differences lists how a tree is not what it should be. free are names whose
 // times nobody says: directories that no layer has an entry for.
-func differences(got, want map[string]entry, free []string) []string {
+func Differences(got, want map[string]Entry, free []string) []string {
 	var out []string
 	for name, w := range want {
 		g, ok := got[name]
@@ -145,7 +149,7 @@ func differences(got, want map[string]entry, free []string) []string {
 		case name == ".": // each builder has a root of its own then
 			continue
 		default:
-			g.mtime = w.mtime
+			g.Time = w.Time
 		}
 		switch {
 		case !ok:
