@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"math/rand/v2"
 	"strconv"
 	"strings"
 	"syscall"
@@ -83,5 +84,54 @@ func TestClonesFromAMemoryServer(t *testing.T) {
 	}
 	if n, err := strconv.Atoi(inVM(t, "original", "cat", "/count")); err != nil || n == 0 {
 		t.Errorf("the original counts %d, %v", n, err)
+	}
+}
+
+// TestMemoryServerKilledWhileItRecords: the clone it was for ends and says why,
+// no half recording counts as a whole one, and the next server serves.
+func TestMemoryServerKilledWhileItRecords(t *testing.T) {
+	if env.driver != "firecracker" {
+		t.Skip("only Firecracker takes memory from a server")
+	}
+	detach(t, []string{"--name", "original", "--wait-ready", "log=^up"}, "busybox", "sh", "-c", counts)
+	snapshotOf(t, "original", "warm")
+	fcvm(t, "rm", "-f", "original").want(t, 0, "original\n")
+	serve := func() int {
+		t.Helper()
+		if r := fcvm(t, "memory-server", "-d", "--keep", "warm"); r.code != 0 {
+			t.Fatal(r.stderr)
+		}
+		pid := servedBy(t, "warm").PID
+		t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGKILL) })
+		return pid
+	}
+	for i := range rounds(t, "FCVM_TEST_KILLS", 2) {
+		server := serve()
+		// It is ready, and the recording complete, when somebody says so: nobody does.
+		p := start(t, "clone", "-d", "--rm", "--snapshot", "warm", "--memory", "server", "--name", "recorded", "--wait-ready", "exec=test -e /go,timeout=10m")
+		p.eventually(t, "clone with memory from the server", func() bool { return len(servedBy(t, "warm").VMs) == 1 })
+		time.Sleep(time.Duration(rand.Int64N(int64(time.Second))))
+		if err := syscall.Kill(server, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		killed := time.Now()
+		code := p.wait(t)
+		p.result().wantError(t, code, "memory server is gone")
+		if code == 0 {
+			t.Errorf("round %d: the clone came up without its memory", i)
+		}
+		t.Logf("ended %s after its server", time.Since(killed).Round(time.Millisecond))
+	}
+	server := serve()
+	if st := servedBy(t, "warm"); st.WorkingSet != 0 {
+		t.Errorf("a recording that was broken off counts: %+v", st)
+	}
+	clone(t, "--snapshot", "warm", "--memory", "server", "--name", "whole")
+	if n, st := countOf(t, "whole"), servedBy(t, "warm"); n == 0 || st.WorkingSet == 0 {
+		t.Errorf("after that: count %d, %+v", n, st)
+	}
+	fcvm(t, "rm", "-f", "whole").want(t, 0, "whole\n")
+	if err := syscall.Kill(server, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -2,6 +2,7 @@ package nettest
 
 import (
 	"net"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -39,9 +40,10 @@ func SetPathMTU(t testing.TB, addr string, mtu int) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	ip := netip.MustParseAddr(addr)
 	route := &netlink.Route{
 		LinkIndex: l.Attrs().Index, MTU: mtu, MTULock: true, Scope: unix.RT_SCOPE_LINK,
-		Dst: &net.IPNet{IP: net.ParseIP(addr).To4(), Mask: net.CIDRMask(32, 32)},
+		Dst: &net.IPNet{IP: ip.AsSlice(), Mask: net.CIDRMask(ip.BitLen(), ip.BitLen())},
 	}
 	if err := netlink.RouteAdd(route); err != nil {
 		t.Fatal(err)

@@ -35,6 +35,12 @@ func dialer(network, addr string) func() (net.Conn, error) {
 	return func() (net.Conn, error) { return net.DialTimeout(network, addr, dialTimeout) }
 }
 
+// fromOutside is the way from the neighbour to a published port of the guest.
+func (r *runner) fromOutside(t testing.TB, g *Guest, network, host string, p network.Port) Way {
+	l := g.Listen(t, "tcp", fmt.Sprintf(":%d", p.GuestPort))
+	return Way{Listener: l, Dial: func() (net.Conn, error) { return r.neighbour.Dial(network, at(host, p)) }}
+}
+
 func (r *runner) testPublished(t *testing.T, a network.Attachment, g *Guest) {
 	p, u := find(t, a, portBulk), find(t, a, portUDP)
 	// In this order: slirp4netns loses UDP of the host's loopback once others
@@ -81,14 +87,12 @@ func (r *runner) testPublished(t *testing.T, a network.Attachment, g *Guest) {
 	t.Run("source", func(t *testing.T) { r.testSource(t, p, g) })
 	if r.Ports6 {
 		t.Run("ipv6", func(t *testing.T) {
-			l := g.Listen(t, "tcp", fmt.Sprintf(":%d", port6))
-			port := fmt.Sprint(find(t, a, port6).HostPort)
+			p := find(t, a, port6)
 			t.Run("from localhost", func(t *testing.T) {
-				Way{Listener: l, Dial: dialer("tcp6", net.JoinHostPort("::1", port))}.Bulk(t, smallBulk)
+				l := g.Listen(t, "tcp", fmt.Sprintf(":%d", port6))
+				Way{Listener: l, Dial: dialer("tcp6", at("::1", p))}.Bulk(t, smallBulk)
 			})
-			t.Run("from outside", func(t *testing.T) {
-				Way{Listener: l, Dial: func() (net.Conn, error) { return r.neighbour.Dial("tcp6", net.JoinHostPort(HostAddr6, port)) }}.Bulk(t, smallBulk)
-			})
+			t.Run("from outside", func(t *testing.T) { r.fromOutside(t, g, "tcp6", HostAddr6, p).Bulk(t, smallBulk) })
 		})
 	}
 }

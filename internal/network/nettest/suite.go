@@ -108,7 +108,7 @@ func (r *runner) run(t *testing.T) {
 		if r.Ping {
 			t.Run("ping", func(t *testing.T) { r.testPing(t, g) })
 		}
-		t.Run("small path", func(t *testing.T) { r.testSmallPath(t, g) })
+		t.Run("small path", func(t *testing.T) { r.testSmallPath(t, a, g) })
 	})
 	t.Run("two VMs", r.testTwo)
 	t.Run("again at once", r.testAgain)
@@ -232,11 +232,25 @@ func (r *runner) testPing(t *testing.T, g *Guest) {
 	}
 }
 
-// testSmallPath sends over a path whose packets are smaller than the guest's.
-func (r *runner) testSmallPath(t *testing.T, g *Guest) {
+// testSmallPath sends over a path whose packets are smaller than the guest's,
+// by connections that either side opens.
+func (r *runner) testSmallPath(t *testing.T, a network.Attachment, g *Guest) {
 	SetPathMTU(t, NeighbourAddr, pathMTU)
-	w := r.way(t, g, "tcp4", NeighbourAddr)
-	w.Bulk(t, smallBulk)
+	t.Run("out", func(t *testing.T) { r.way(t, g, "tcp4", NeighbourAddr).Bulk(t, smallBulk) })
+	t.Run("published", func(t *testing.T) {
+		r.fromOutside(t, g, "tcp4", HostAddr, find(t, a, portBulk)).Bulk(t, smallBulk)
+	})
+	if r.GuestIPv6 || r.Ports6 {
+		SetPathMTU(t, NeighbourAddr6, pathMTU)
+	}
+	if r.GuestIPv6 {
+		t.Run("out, ipv6", func(t *testing.T) { r.way(t, g, "tcp6", NeighbourAddr6).Bulk(t, smallBulk) })
+	}
+	if r.Ports6 {
+		t.Run("published, ipv6", func(t *testing.T) {
+			r.fromOutside(t, g, "tcp6", HostAddr6, find(t, a, port6)).Bulk(t, smallBulk)
+		})
+	}
 }
 
 // testTwo runs two VMs, whose guests have the same address, side by side.

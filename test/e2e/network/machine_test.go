@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/fcvm/fcvm/test/e2e/network/netpeer"
 	"github.com/fcvm/fcvm/test/images"
 )
@@ -28,6 +30,8 @@ type account struct {
 	user bool     // not root
 	dir  string   // of its own data, as newAccount makes it; empty: the data that the tests have
 	env  []string // NAME=VALUE
+
+	namespaceless bool // a user to whom user namespaces are forbidden
 }
 
 // newAccount makes an account whose data are its own, with the kernel and the
@@ -43,6 +47,10 @@ func newAccount(t testing.TB, user bool) account {
 	}
 	return a
 }
+
+// forbidNamespaces runs a command that can make no user namespace
+// (namespaces(7), user_namespaces(7)), and has no capability for more than that.
+const forbidNamespaces = `echo 0 >/proc/sys/user/max_user_namespaces && exec setpriv --inh-caps=-all --ambient-caps=-all "$@"`
 
 // try runs fcvm to its end.
 func (a account) try(t testing.TB, args ...string) (string, error) {
@@ -60,6 +68,11 @@ func (a account) try(t testing.TB, args ...string) (string, error) {
 			UidMappings: []syscall.SysProcIDMap{{ContainerID: userID, HostID: os.Geteuid(), Size: 1}},
 			GidMappings: []syscall.SysProcIDMap{{ContainerID: userID, HostID: os.Getegid(), Size: 1}},
 		}
+	}
+	if a.namespaceless {
+		cmd.Path = "/bin/sh"
+		cmd.Args = slices.Concat([]string{"sh", "-c", forbidNamespaces, "sh"}, cmd.Args)
+		cmd.SysProcAttr.AmbientCaps = []uintptr{unix.CAP_SYS_RESOURCE}
 	}
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs

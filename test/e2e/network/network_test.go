@@ -196,6 +196,10 @@ func (s *suite) testPublished(t *testing.T, m *machine) {
 func (s *suite) testSmallPath(t *testing.T, m *machine) {
 	nettest.SetPathMTU(t, nettest.NeighbourAddr, pathMTU)
 	m.call(t, "bulk", s.serveNeighbour(t), bulk(t)/10)
+	published := s.dialFrom("tcp4", net.JoinHostPort(nettest.HostAddr, m.port(t, peerPort+"/tcp")))
+	if err := published.Bulk(int64(bulk(t) / 10)); err != nil {
+		t.Errorf("by a published port: %v", err)
+	}
 }
 
 // testRuntime opens and closes a port while the VM runs.

@@ -3,6 +3,7 @@ package network
 import (
 	"net"
 	"os"
+	"os/exec"
 	"strconv"
 	"strings"
 	"syscall"
@@ -82,5 +83,27 @@ func TestUsers(t *testing.T) {
 	check(all[1])
 	if _, err := net.InterfaceByName("fcvmbr0"); err == nil {
 		t.Error("the bridge is there after the last VM on it")
+	}
+}
+
+// Where user namespaces are forbidden, usernet still carries QEMU's VMs: nothing
+// is needed of the host.
+func TestWithoutUserNamespaces(t *testing.T) {
+	neighbour := nettest.Need(t)
+	if os.Getenv(envDriver) != "qemu" {
+		t.Skip("Firecracker takes a tap only, which takes a namespace")
+	}
+	if _, err := exec.LookPath("setpriv"); err != nil {
+		t.Skip("setpriv is not installed (Debian package util-linux)")
+	}
+	s := suite{account: newAccount(t, true), backend: "usernet", image: peerImage(t), neighbour: neighbour, maxDatagram: 65507}
+	s.namespaceless = true
+	if out, err := s.try(t, "setup", "preflight"); err != nil || !strings.Contains(out, "user namespaces") {
+		t.Errorf("preflight: %v\n%s", err, out)
+	}
+	m := s.start(t, "plain", "-p", "0:"+peerPort)
+	m.call(t, "bulk", s.serveNeighbour(t), bulk(t)/10)
+	if got, err := dialHost("tcp4", net.JoinHostPort("127.0.0.1", m.port(t, peerPort+"/tcp"))).Name(); err != nil || got != "plain" {
+		t.Errorf("the port is served by %q, %v", got, err)
 	}
 }
