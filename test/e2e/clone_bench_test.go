@@ -180,7 +180,8 @@ func bareConfig(b *testing.B, snap *snapshot.Snapshot) vmm.Config {
 // time by their number.
 func BenchmarkClonesAtOnce(b *testing.B) {
 	benchSnapshot(b, "bench", "busybox", []string{"--mem", "256"}, "sleep", "inf")
-	for _, n := range []int{1, 5, 10, 20} {
+	n := rounds(b, "FCVM_TEST_CLONES", 10)
+	for _, n := range []int{1, n / 2, n, 2 * n} {
 		b.Run(strconv.Itoa(n), func(b *testing.B) {
 			var each []time.Duration
 			for b.Loop() {
@@ -228,7 +229,8 @@ func services() []service {
 	}
 }
 
-// BenchmarkCloneToAnswer clones a warm service ten times at once, and measures
+// BenchmarkCloneToAnswer clones a warm service ten times at once (or
+// $FCVM_TEST_CLONES times), and measures
 // from the command to the first answer of each: with the snapshot's file mapped,
 // and, where the VMM can, from a memory server without and with its working set
 // pushed ahead.
@@ -294,10 +296,10 @@ func serveMemory(b *testing.B, name string, prefetch bool) {
 	}
 }
 
-// cloneToAnswer starts ten clones and returns how long each took to answer.
+// cloneToAnswer starts the clones and returns how long each took to answer.
 func cloneToAnswer(b *testing.B, s service, name, memory string) []time.Duration {
 	b.Helper()
-	const clones = 10
+	clones := rounds(b, "FCVM_TEST_CLONES", 10)
 	began := time.Now()
 	ids := strings.Fields(must(b, "clone", "-d", "-n", strconv.Itoa(clones), "-p", fmt.Sprint("0:", s.port), "--memory", memory, "--snapshot", name))
 	took := make([]time.Duration, len(ids))
@@ -343,7 +345,8 @@ func answersHTTP(ctx context.Context, addr string) bool {
 
 // BenchmarkCloneMemory measures what idle clones of a guest of 512 MiB take
 // together: the proportional set sizes of all of their processes, supervisors
-// too, with 10 and with 20 of them. The slope is what one more adds.
+// too, with 10 (or $FCVM_TEST_CLONES) and with twice as many of them. The slope is
+// what one more adds.
 func BenchmarkCloneMemory(b *testing.B) {
 	benchSnapshot(b, "bench", "nginx", []string{"--wait-ready", "http=http://localhost/"})
 	ways := []string{"file"}
@@ -356,12 +359,13 @@ func BenchmarkCloneMemory(b *testing.B) {
 				serveMemory(b, "bench", false)
 			}
 			for b.Loop() {
-				m10, m20 := memoryOf(b, 10, way), memoryOf(b, 20, way)
-				slope := (m20 - m10) / 10
-				b.ReportMetric(m10, "MiB/10")
-				b.ReportMetric(m20, "MiB/20")
+				n := rounds(b, "FCVM_TEST_CLONES", 10)
+				once, twice := memoryOf(b, n, way), memoryOf(b, 2*n, way)
+				slope := (twice - once) / float64(n)
+				b.ReportMetric(once, fmt.Sprintf("MiB/%d", n))
+				b.ReportMetric(twice, fmt.Sprintf("MiB/%d", 2*n))
 				b.ReportMetric(slope, "MiB/clone")
-				b.ReportMetric(m10-10*slope, "MiB+")
+				b.ReportMetric(once-float64(n)*slope, "MiB+")
 			}
 			b.ReportMetric(0, "ns/op")
 		})

@@ -13,9 +13,9 @@ import (
 // atOnce is how many VMs are started, and then stopped, at the same time.
 const atOnce = 10
 
-// rounds is how often a test does something: as often as the environment
+// rounds is how often a test or benchmark does something: as often as the environment
 // variable says, or as the gate can afford.
-func rounds(t *testing.T, variable string, gate int) int {
+func rounds(t testing.TB, variable string, gate int) int {
 	t.Helper()
 	value := os.Getenv(variable)
 	if value == "" {
