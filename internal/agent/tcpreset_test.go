@@ -30,6 +30,11 @@ func (l *link) read() {
 func connect(t *testing.T, l net.Listener) *link {
 	t.Helper()
 	near, err := net.Dial("tcp", l.Addr().String())
+	// The kernel adds the route to an IPv6 address some time after the address.
+	for deadline := time.Now().Add(10 * time.Second); errors.Is(err, unix.ENETUNREACH) && time.Now().Before(deadline); {
+		time.Sleep(10 * time.Millisecond)
+		near, err = net.Dial("tcp", l.Addr().String())
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"strings"
@@ -46,6 +47,10 @@ func startDetached(ctx context.Context, what string, cmd *exec.Cmd) (id string, 
 	cmd.Env = append(cmd.Env, fmt.Sprintf("%s=%d", detachedEnv, detachedFD))
 	cmd.Stderr, cmd.ExtraFiles = os.Stderr, []*os.File{w}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	// What the caller has open besides (a lock, a pipe that somebody reads to its
+	// end) is not to stay open for as long as the VM runs. Kernels before 5.11
+	// cannot be told so.
+	_ = unix.CloseRange(detachedFD, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC)
 	err = cmd.Start()
 	_ = w.Close()
 	if err != nil {

@@ -60,6 +60,7 @@ func exitCode(err error) (code int, silent bool) {
 		status      exitStatus
 		start       *supervisor.StartError
 		interrupted *supervisor.Interrupted
+		early       *supervisor.EndedEarly
 	)
 	switch {
 	case err == nil:
@@ -72,6 +73,8 @@ func exitCode(err error) (code int, silent bool) {
 		return exitPipe, true
 	case errors.As(err, &start):
 		return start.Exit.Code, false
+	case errors.As(err, &early) && early.Code != 0:
+		return early.Code, false
 	default:
 		return exitFailed, false
 	}
@@ -89,7 +92,10 @@ func printError(w io.Writer, err error) {
 
 // hint says what to do about an error whose message cannot know it.
 func hint(err error) string {
-	var usage *usageError
+	var (
+		usage *usageError
+		early *supervisor.EndedEarly // its last words are in it
+	)
 	switch {
 	case errors.As(err, &usage):
 		return fmt.Sprintf("see '%s --help'", usage.command)
@@ -107,7 +113,7 @@ func hint(err error) string {
 		return "fcvm ls lists what runs, fcvm logs what a VM has said that was run with --logs both"
 	case errors.Is(err, control.ErrGone):
 		return "it has just ended, or is about to; fcvm ls -a tells"
-	case errors.Is(err, supervisor.ErrNotReady):
+	case errors.Is(err, supervisor.ErrNotReady) && !errors.As(err, &early):
 		return "run it in the foreground, or without --wait-ready, to see what it says"
 	case errors.Is(err, context.DeadlineExceeded):
 		return "try again; the host or the network may have been busy"

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/fcvm/fcvm/internal/events"
+	"github.com/fcvm/fcvm/internal/store"
 )
 
 type eventsOptions struct {
@@ -59,10 +60,28 @@ func runEvents(ctx context.Context, a *app, o *eventsOptions) error {
 	if !o.follow {
 		return log.Read(since, show)
 	}
+	go reconcileEvery(ctx, st, eventsPause)
 	if err := log.Follow(ctx, since, show); err != nil {
 		return err
 	}
 	return context.Cause(ctx)
+}
+
+// eventsPause is how often somebody who follows events looks for VMs whose
+// supervisor was killed: nobody else tells of them.
+const eventsPause = time.Second
+
+func reconcileEvery(ctx context.Context, st *store.Store, pause time.Duration) {
+	tick := time.NewTicker(pause)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			_ = st.Reconcile() // what it finds is an event
+		}
+	}
 }
 
 // parseSince reads a time, or how long ago. Without one a follower begins with

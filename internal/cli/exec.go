@@ -134,7 +134,7 @@ func (a *app) agentOf(ref string) (*agentclient.Client, error) {
 	if !e.Alive {
 		return nil, notRunning(e)
 	}
-	return agentclient.New(supervisor.DialAgent(st.Layout(), e.Record.ID)), nil
+	return agentclient.New(supervisor.DialAgent(st, e.Record.ID)), nil
 }
 
 // forwardSignals gives the signals of this process to the command.

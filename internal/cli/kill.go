@@ -37,7 +37,7 @@ func runKill(ctx context.Context, a *app, o *killOptions) error {
 	if err != nil {
 		return err
 	}
-	return a.eachVM(ctx, o.vms, func(st *store.Store, e store.Entry) error {
+	return a.eachEntry(ctx, o.vms, func(st *store.Store, e store.Entry) error {
 		send := func(c *control.Client) error { return c.Kill(ctx, sig) }
 		if sig == int(syscall.SIGKILL) {
 			return askEnd(ctx, st, e, "kill", send)

@@ -34,29 +34,56 @@ func newVMsCommand(a *app, cmd *cobra.Command, o *vmsOptions, want func(store.En
 	return cmd
 }
 
-// eachVM does something to each of the VMs, and prints what it was given of
-// those where it worked. One that fails does not keep it from the others.
-func (a *app) eachVM(ctx context.Context, refs []string, do func(*store.Store, store.Entry) error) error {
+// vmsAtOnce is how many VMs one command has something done to at a time.
+const vmsAtOnce = 16
+
+// errNothing: there was nothing to do, and nothing is to be said.
+var errNothing = errors.New("nothing to do")
+
+// eachVM does something to each of the VMs, many at a time, and prints what it was
+// given of those where it worked, in that order. One that fails does not keep it
+// from the others.
+func (a *app) eachVM(ctx context.Context, refs []string, do func(*store.Store, string) error) error {
 	st, err := a.openStore()
 	if err != nil {
 		return err
 	}
-	var failed []error
-	for _, ref := range refs {
-		if err := ctx.Err(); err != nil {
-			return context.Cause(ctx)
-		}
-		e, err := st.Find(ref)
-		if err == nil {
-			err = do(st, e)
-		}
-		if err != nil {
-			failed = append(failed, err)
-			continue
-		}
-		_, _ = fmt.Fprintln(a.sys.Stdout, ref)
+	done := make([]chan error, len(refs))
+	room := make(chan struct{}, vmsAtOnce)
+	for i, ref := range refs {
+		done[i] = make(chan error, 1)
+		go func() {
+			room <- struct{}{}
+			defer func() { <-room }()
+			if ctx.Err() != nil {
+				done[i] <- context.Cause(ctx)
+				return
+			}
+			done[i] <- do(st, ref)
+		}()
 	}
-	return errors.Join(failed...)
+	var failed []error
+	for i, ref := range refs {
+		switch err := <-done[i]; {
+		case errors.Is(err, errNothing):
+		case err == nil:
+			_, _ = fmt.Fprintln(a.sys.Stdout, ref)
+		case ctx.Err() == nil || !errors.Is(err, context.Cause(ctx)):
+			failed = append(failed, err)
+		}
+	}
+	return errors.Join(append(failed, context.Cause(ctx))...)
+}
+
+// eachEntry is eachVM for what needs to know of the VM.
+func (a *app) eachEntry(ctx context.Context, refs []string, do func(*store.Store, store.Entry) error) error {
+	return a.eachVM(ctx, refs, func(st *store.Store, ref string) error {
+		e, err := st.Find(ref)
+		if err != nil {
+			return err
+		}
+		return do(st, e)
+	})
 }
 
 // supervisorOf returns a client of the supervisor of a VM that runs.
@@ -68,7 +95,7 @@ func supervisorOf(st *store.Store, e store.Entry) (*control.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return control.New(path), nil
+	return control.New(path, func() bool { return st.Alive(e.Record.ID) }), nil
 }
 
 // notRunning says what a VM is instead, and why.

@@ -35,13 +35,13 @@ func withStatus(s vm.Status) func(store.Entry) bool {
 }
 
 func runPause(ctx context.Context, a *app, o *vmsOptions) error {
-	return a.eachVM(ctx, o.vms, func(st *store.Store, e store.Entry) error {
+	return a.eachEntry(ctx, o.vms, func(st *store.Store, e store.Entry) error {
 		return ask(st, e, "pause", func(c *control.Client) error { return c.Pause(ctx) })
 	})
 }
 
 func runResume(ctx context.Context, a *app, o *vmsOptions) error {
-	return a.eachVM(ctx, o.vms, func(st *store.Store, e store.Entry) error {
+	return a.eachEntry(ctx, o.vms, func(st *store.Store, e store.Entry) error {
 		return ask(st, e, "resume", func(c *control.Client) error { return c.Resume(ctx) })
 	})
 }

@@ -32,28 +32,15 @@ logs and disks. VM is an id, the unique beginning of one, or a name.`,
 	return cmd
 }
 
-// runRm removes all that it can, and prints what it was given of each.
+// runRm removes all that it can.
 func runRm(ctx context.Context, a *app, o *rmOptions) error {
-	st, err := a.openStore()
-	if err != nil {
-		return err
-	}
-	var failed []error
-	for _, ref := range o.vms {
-		if err := ctx.Err(); err != nil {
-			return context.Cause(ctx)
-		}
+	return a.eachVM(ctx, o.vms, func(st *store.Store, ref string) error {
 		err := o.remove(ctx, st, ref)
 		if o.force && errors.Is(err, vm.ErrNotFound) {
-			continue
+			return errNothing
 		}
-		if err != nil {
-			failed = append(failed, err)
-			continue
-		}
-		_, _ = fmt.Fprintln(a.sys.Stdout, ref)
-	}
-	return errors.Join(failed...)
+		return err
+	})
 }
 
 func (o *rmOptions) remove(ctx context.Context, st *store.Store, ref string) error {

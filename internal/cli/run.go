@@ -247,6 +247,9 @@ func (a *app) runSupervisor(ctx context.Context, d supervisor.Deps, opts supervi
 	if n := res.Record.LogLost; n > 0 {
 		_, _ = fmt.Fprintf(a.sys.Stderr, "fcvm: %d bytes of the output are not in the log: there was no room for them in %s\n", n, d.Store.Layout().Data)
 	}
+	if res.Trouble != nil {
+		printError(a.sys.Stderr, fmt.Errorf("after the end of VM %s: %w", res.Record.Name, res.Trouble))
+	}
 	if timings && !detach {
 		printTimings(a.sys.Stderr, res.Record.Phases)
 	}

@@ -35,7 +35,7 @@ stop a VM that has ended is no error.`,
 
 func runStop(ctx context.Context, a *app, o *stopOptions) error {
 	timeout := time.Duration(o.seconds) * time.Second
-	return a.eachVM(ctx, o.vms, func(st *store.Store, e store.Entry) error {
+	return a.eachEntry(ctx, o.vms, func(st *store.Store, e store.Entry) error {
 		return askEnd(ctx, st, e, "stop", func(c *control.Client) error { return c.Stop(ctx, timeout) })
 	})
 }

@@ -54,7 +54,7 @@ func (t *topProcesses) open() error {
 	if _, err := supervisorOf(t.store, e); err != nil {
 		return err
 	}
-	t.client = agentclient.New(supervisor.DialAgent(t.store.Layout(), e.Record.ID))
+	t.client = agentclient.New(supervisor.DialAgent(t.store, e.Record.ID))
 	return nil
 }
 

@@ -113,7 +113,7 @@ func (t *topVMs) askGuests(ctx context.Context) {
 		all.Go(func() {
 			turns <- struct{}{}
 			defer func() { <-turns }()
-			c := agentclient.New(supervisor.DialAgent(t.store.Layout(), v.ID))
+			c := agentclient.New(supervisor.DialAgent(t.store, v.ID))
 			defer c.Close()
 			ctx, cancel := context.WithTimeout(ctx, statsTimeout)
 			defer cancel()

@@ -44,7 +44,7 @@ keeps 128 MiB at least.`,
 
 func runUpdate(ctx context.Context, a *app, o *updateOptions) error {
 	u := control.UpdateRequest{BalloonMiB: &o.balloon}
-	return a.eachVM(ctx, o.vms, func(st *store.Store, e store.Entry) error {
+	return a.eachEntry(ctx, o.vms, func(st *store.Store, e store.Entry) error {
 		return ask(st, e, "update", func(c *control.Client) error { return c.Update(ctx, u) })
 	})
 }

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -19,15 +20,24 @@ import (
 // about to.
 var ErrGone = errors.New("the VM's supervisor does not answer")
 
+// Between a VM's first sign of life and its socket there are some milliseconds,
+// more on a busy machine.
+const (
+	socketPatience = 5 * time.Second
+	socketPoll     = 5 * time.Millisecond
+)
+
 // Client speaks to one supervisor. It is safe for concurrent use.
 type Client struct {
-	path string
-	http *http.Client
+	path  string
+	alive func() bool
+	http  *http.Client
 }
 
-// New returns a client of the socket at path. It does not connect.
-func New(path string) *Client {
-	c := &Client{path: path}
+// New returns a client of the socket at path. It does not connect. While alive
+// says that there is a supervisor, the socket is waited for, for a while.
+func New(path string, alive func() bool) *Client {
+	c := &Client{path: path, alive: alive}
 	c.http = &http.Client{Transport: &http.Transport{
 		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return c.dial(ctx) },
 		DisableKeepAlives: true,
@@ -37,11 +47,17 @@ func New(path string) *Client {
 
 func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", c.path)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrGone, err)
+	for deadline := time.Now().Add(socketPatience); ; {
+		conn, err := d.DialContext(ctx, "unix", c.path)
+		if err == nil {
+			return conn, nil
+		}
+		absent := errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED)
+		if !absent || ctx.Err() != nil || time.Now().After(deadline) || !c.alive() {
+			return nil, fmt.Errorf("%w: %w", ErrGone, err)
+		}
+		time.Sleep(socketPoll)
 	}
-	return conn, nil
 }
 
 // DialAgent opens a connection to the guest's agent.

@@ -56,11 +56,40 @@ func serve(t *testing.T, v VM) *Client {
 		if err := s.Close(context.Background()); err != nil {
 			t.Error(err)
 		}
-		if err := New(path).Pause(context.Background()); !errors.Is(err, ErrGone) {
+		if err := New(path, never).Pause(context.Background()); !errors.Is(err, ErrGone) {
 			t.Errorf("after the end: %v", err)
 		}
 	})
-	return New(path)
+	return New(path, never)
+}
+
+func never() bool  { return false }
+func always() bool { return true }
+
+// A supervisor that lives, and does not serve its socket yet, is waited for; one
+// that has ended meanwhile is not.
+func TestClientWaitsForTheSocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "vm.sock")
+	served := make(chan error, 1)
+	go func() {
+		time.Sleep(100 * time.Millisecond)
+		s, err := Listen(path, &fakeVM{})
+		served <- err
+		if err == nil {
+			t.Cleanup(func() { _ = s.Close(context.Background()) })
+		}
+	}()
+	if err := New(path, always).Pause(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := <-served; err != nil {
+		t.Fatal(err)
+	}
+	asked := 0
+	gone := New(path+"2", func() bool { asked++; return asked < 5 })
+	if err := gone.Pause(t.Context()); !errors.Is(err, ErrGone) || asked != 5 {
+		t.Errorf("of one that has ended meanwhile: %v, after %d looks", err, asked)
+	}
 }
 
 func TestUpdate(t *testing.T) {

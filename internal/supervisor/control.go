@@ -14,7 +14,7 @@ import (
 	"github.com/fcvm/fcvm/internal/control"
 	"github.com/fcvm/fcvm/internal/events"
 	"github.com/fcvm/fcvm/internal/network"
-	"github.com/fcvm/fcvm/internal/paths"
+	"github.com/fcvm/fcvm/internal/store"
 	"github.com/fcvm/fcvm/internal/vm"
 )
 
@@ -51,13 +51,18 @@ func (c *commands) DialAgent(ctx context.Context) (net.Conn, error) {
 	return in.machine.Dial(ctx)
 }
 
-// Stop implements control.VM.
+// Stop implements control.VM. Whoever has asked may go away meanwhile: a stop
+// that has begun goes on, to the kill at its end.
 func (c *commands) Stop(ctx context.Context, timeout time.Duration) error {
+	ctx = context.WithoutCancel(ctx)
 	in := c.askEnd()
 	if c.signals.interrupt() || in == nil {
 		return c.over.wait(ctx)
 	}
-	if err := c.wake(ctx, in); err != nil {
+	c.capturing.Lock() // what is paused for a snapshot must not go on before it is taken
+	err := c.wake(ctx, in, true)
+	c.capturing.Unlock()
+	if err != nil {
 		return err
 	}
 	c.signals.send(c.stopSignal())
@@ -75,8 +80,9 @@ func (c *commands) askEnd() *instance {
 	return c.current
 }
 
-// wake lets a paused VM go on, so that it can end.
-func (c *commands) wake(ctx context.Context, in *instance) error {
+// wake says that the VM is about to end, and lets a paused one go on if it may, so
+// that it can.
+func (c *commands) wake(ctx context.Context, in *instance, resume bool) error {
 	var paused bool
 	err := c.vm.Update(func(r *vm.Record) error {
 		paused = r.Status == vm.StatusPaused
@@ -85,7 +91,7 @@ func (c *commands) wake(ctx context.Context, in *instance) error {
 		}
 		return r.Move(vm.StatusStopping, "", time.Now())
 	})
-	if err != nil || !paused {
+	if err != nil || !paused || !resume {
 		return err
 	}
 	return in.machine.Resume(ctx)
@@ -137,11 +143,18 @@ func (c *commands) Kill(ctx context.Context, signal int) error {
 		c.signals.send(signal)
 		return nil
 	}
+	ctx = context.WithoutCancel(ctx)
 	in := c.askEnd()
 	if c.signals.interrupt() || in == nil {
 		return c.over.wait(ctx)
 	}
-	if err := c.wake(ctx, in); err != nil {
+	// A guest that stands still for a snapshot is not waited for: its VM is killed.
+	free := c.capturing.TryLock()
+	err := c.wake(ctx, in, free)
+	if free {
+		c.capturing.Unlock()
+	}
+	if err != nil {
 		return err
 	}
 	return c.kill(ctx, in)
@@ -247,24 +260,52 @@ func ParseSignal(s string) (int, error) {
 	if n, err := strconv.Atoi(s); err == nil && n > 0 && n <= maxSignal {
 		return n, nil
 	}
-	name := strings.ToUpper(s)
-	if !strings.HasPrefix(name, "SIG") {
-		name = "SIG" + name
-	}
+	name := "SIG" + strings.TrimPrefix(strings.ToUpper(s), "SIG")
 	if n := unix.SignalNum(name); n != 0 {
 		return int(n), nil
+	}
+	if n, ok := realTimeSignal(name); ok {
+		return n, nil
 	}
 	return 0, fmt.Errorf("%w: %q is no signal", vm.ErrInvalid, s)
 }
 
+// realTimeSignal reads SIGRTMIN[+N] and SIGRTMAX[-N], as the C library numbers
+// them (signal(7)): the kernel's first two are its own.
+func realTimeSignal(name string) (int, bool) {
+	for _, base := range []struct {
+		name   string
+		number int
+		sign   string
+	}{{"SIGRTMIN", 34, "+"}, {"SIGRTMAX", maxSignal, "-"}} {
+		offset, ok := strings.CutPrefix(name, base.name)
+		if !ok {
+			continue
+		}
+		if offset == "" {
+			return base.number, true
+		}
+		digits, ok := strings.CutPrefix(offset, base.sign)
+		n, err := strconv.ParseUint(digits, 10, 8)
+		if !ok || err != nil || n > maxSignal-34 {
+			return 0, false
+		}
+		if base.sign == "-" {
+			return base.number - int(n), true
+		}
+		return base.number + int(n), true
+	}
+	return 0, false
+}
+
 // DialAgent returns a way to reach the agent of a VM that another process
 // runs, through its supervisor.
-func DialAgent(layout paths.Layout, id string) func(context.Context) (net.Conn, error) {
+func DialAgent(st *store.Store, id string) func(context.Context) (net.Conn, error) {
 	return func(ctx context.Context) (net.Conn, error) {
-		path, err := layout.ControlSocket(id)
+		path, err := st.Layout().ControlSocket(id)
 		if err != nil {
 			return nil, err
 		}
-		return control.New(path).DialAgent(ctx)
+		return control.New(path, func() bool { return st.Alive(id) }).DialAgent(ctx)
 	}
 }

@@ -9,11 +9,13 @@ import (
 
 	"github.com/fcvm/fcvm/internal/agentapi"
 	"github.com/fcvm/fcvm/internal/agentclient"
+	"github.com/fcvm/fcvm/internal/logs"
+	"github.com/fcvm/fcvm/internal/vm"
 	"github.com/fcvm/fcvm/internal/vmm"
 )
 
 const (
-	consoleLines = 15 // of the guest's console that an error shows
+	consoleLines = 15 // of the guest's console, or the container's output, that an error shows
 
 	// exitGrace is how long a VMM whose channel broke is waited for: its end
 	// says more than the broken channel.
@@ -95,15 +97,50 @@ func (in *instance) machineExit() (vmm.Exit, bool) {
 	}
 }
 
+// EndedEarly: somebody waited for the readiness gate of a container that has
+// ended before it was open.
+type EndedEarly struct {
+	Code   int // the container's
+	gate   vm.Gate
+	output []string // its last lines
+}
+
+func (e *EndedEarly) Error() string {
+	text := fmt.Sprintf("%v: its container has ended with code %d: %s", ErrNotReady, e.Code, gateText(e.gate))
+	if len(e.output) == 0 {
+		return text + " (it wrote nothing)"
+	}
+	return text + "\nthe last lines of its output:\n    " + strings.Join(e.output, "\n    ")
+}
+
+func (e *EndedEarly) Unwrap() error { return ErrNotReady }
+
+// lastOutput reads the end of a container's log.
+func lastOutput(path string) []string {
+	r := logs.NewReader(path)
+	defer func() { _ = r.Close() }()
+	var kept []byte
+	_ = r.Read(func(e logs.Entry) error { // what cannot be read is not shown
+		kept = append(kept, e.Data...)
+		kept = kept[max(0, len(kept)-maxCheckOutput):]
+		return nil
+	})
+	lines := strings.Split(strings.TrimRight(string(kept), "\n"), "\n")
+	if len(kept) == 0 {
+		return nil
+	}
+	return lines[max(0, len(lines)-consoleLines):]
+}
+
 func firstLine(err error) string {
 	line, _, _ := strings.Cut(err.Error(), "\n")
 	return line
 }
 
-func reasonOf(code int, killed bool) string {
+func reasonOf(code int, killed error) string {
 	switch {
-	case killed:
-		return "killed by a second signal"
+	case killed != nil:
+		return killed.Error()
 	case code > 128:
 		return fmt.Sprintf("the container ended with code %d (signal %d)", code, code-128)
 	default:

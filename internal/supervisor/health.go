@@ -78,13 +78,15 @@ func (in *instance) watchHealth(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		if in.vm.Record().Status != vm.StatusRunning {
+		before := in.vm.Record()
+		if before.Status != vm.StatusRunning {
 			continue // a paused VM is neither well nor ill
 		}
 		ok := in.checkHealth(ctx, args, h.Timeout)
 		switch {
 		case ctx.Err() != nil:
 			return
+		case len(in.vm.Record().History) != len(before.History): // it was paused meanwhile
 		case ok:
 			failures = 0
 			in.setHealth(vm.HealthHealthy)

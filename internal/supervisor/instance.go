@@ -188,56 +188,6 @@ func (in *instance) attachAndStart(ctx context.Context) (runs bool, err error) {
 	return started.PID != 0, nil
 }
 
-// follow passes the container's streams on until it has ended.
-func (in *instance) follow(ctx context.Context) (int, error) {
-	// Signals are the container's from here on.
-	if !in.signals.setForward(func(sig int) { _ = in.stream.Signal(sig) }) {
-		return 0, context.Cause(ctx)
-	}
-	defer in.signals.setForward(nil)
-	ctx = context.WithoutCancel(ctx)
-	in.ran = true
-	if in.Started != nil {
-		in.Started()
-	}
-	watch, stop := context.WithCancel(ctx)
-	defer stop()
-	go in.watchNetwork(watch)
-	if in.vm.Record().Status == vm.StatusRunning {
-		go in.watchGate(watch)
-		go in.watchHealth(watch)
-	}
-	exit, err := in.stream.Run(ctx, agentclient.Stdio{
-		Stdin: in.Stdio.In, Stdout: in.out, Stderr: in.err, Resize: in.Stdio.Resize,
-	})
-	in.finished = true
-	in.gone.set(nil)
-	select {
-	case <-in.failure.done:
-		return 0, in.failure.err
-	default:
-	}
-	if in.signals.killed() {
-		return exitKilled, nil
-	}
-	if err != nil {
-		return 0, in.guestError(ctx, err)
-	}
-	if exit.Failed {
-		return exit.Code, &StartError{Args: in.vm.Record().Resolved.Command, Exit: exit}
-	}
-	return exit.Code, nil
-}
-
-// fail ends the VM for a reason that is not its own.
-func (in *instance) fail(err error) {
-	in.failure.set(err)
-	_ = in.machine.Kill(context.Background())
-}
-
-// exitKilled is 128 + SIGKILL.
-const exitKilled = 137
-
 // StartError says that a container, or a command beside it, could not be started.
 type StartError struct {
 	Args []string
@@ -255,7 +205,7 @@ func (e *StartError) Error() string {
 // with their VMM, which is faster.
 func (in *instance) shutDown(ctx context.Context, err error) {
 	in.gone.set(nil)
-	if in.machine == nil || in.agent == nil || (in.Spec.Remove && !in.keepsDisks()) || err != nil || in.signals.killed() {
+	if in.machine == nil || in.agent == nil || (in.Spec.Remove && !in.keepsDisks()) || err != nil || in.signals.killed() != nil {
 		return
 	}
 	if in.agent.Shutdown(ctx) != nil {

@@ -22,6 +22,16 @@ func (l *latch) set(err error) {
 	})
 }
 
+// now is what is known by now; nil as long as nothing is.
+func (l *latch) now() error {
+	select {
+	case <-l.done:
+		return l.err
+	default:
+		return nil
+	}
+}
+
 func (l *latch) wait(ctx context.Context) error {
 	select {
 	case <-l.done:

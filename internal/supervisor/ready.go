@@ -40,7 +40,8 @@ func (in *instance) watchGate(ctx context.Context) {
 		}
 		return
 	}
-	if in.SaveSnapshot != "" {
+	in.gateLeft.Store(0)
+	if in.SaveSnapshot != "" && !in.saved {
 		snap, err := in.capture(ctx, captureOptions{name: in.SaveSnapshot, guest: snapshot.GuestRunning})
 		if err != nil {
 			if ctx.Err() == nil {
@@ -49,6 +50,7 @@ func (in *instance) watchGate(ctx context.Context) {
 			return
 		}
 		snap.Release()
+		in.saved = true
 	}
 	if err := in.vm.Update(func(r *vm.Record) error {
 		r.Ready = true
@@ -64,9 +66,38 @@ func (in *instance) watchGate(ctx context.Context) {
 	}
 	in.vm.Tell(events.Ready, "")
 	in.setReady(nil)
-	if in.Ready != nil {
-		in.readyOnce.Do(func() { in.Ready(in.vm.Record().ID) })
+	if in.Ready != nil && !in.wasReady {
+		in.Ready(in.vm.Record().ID)
 	}
+	in.wasReady = true
+}
+
+// gatePoll is how exactly the time is measured that a gate may stay closed.
+const gatePoll = 100 * time.Millisecond
+
+// gateTime returns a context that ends when the gate has been closed for longer
+// than it may be: over all restarts until it is open, and without the time in
+// which the VM was paused.
+func (in *instance) gateTime(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	in.gateLeft.CompareAndSwap(0, int64(limit))
+	go func() {
+		tick := time.NewTicker(gatePoll)
+		defer tick.Stop()
+		for last := time.Now(); ; {
+			select {
+			case <-ctx.Done():
+				return
+			case now := <-tick.C:
+				if in.vm.Record().Status != vm.StatusPaused && in.gateLeft.Add(int64(last.Sub(now))) <= 0 {
+					cancel(context.DeadlineExceeded)
+					return
+				}
+				last = now
+			}
+		}
+	}()
+	return ctx, func() { cancel(nil) }
 }
 
 func gateText(g vm.Gate) string { return fmt.Sprintf("no %s=%s", g.Kind, g.Value) }
@@ -76,15 +107,10 @@ func (in *instance) openGate(ctx context.Context, g vm.Gate) error {
 	if g.Kind == vm.GateStarted || g.Kind == vm.GateAgent {
 		return nil // it runs, and the agent has answered
 	}
-	ctx, cancel := context.WithTimeout(ctx, g.Timeout)
+	ctx, cancel := in.gateTime(ctx, g.Timeout)
 	defer cancel()
 	if g.Kind == vm.GateLog {
-		select {
-		case <-in.logSeen.done:
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+		return in.logSeen.wait(ctx)
 	}
 	tick := time.NewTicker(g.Interval)
 	defer tick.Stop()

@@ -52,7 +52,8 @@ func (l *life) closeRecord(code int, err error) error {
 			r.Phases = l.timer.phases
 		}
 		r.Ready, r.Health = false, ""
-		if err != nil {
+		var early *EndedEarly // its container has an exit code all the same
+		if err != nil && !errors.As(err, &early) {
 			return r.Move(failedFrom(r), firstLine(err), time.Now())
 		}
 		r.ExitCode = &code

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/fcvm/fcvm/internal/agentapi"
-	"github.com/fcvm/fcvm/internal/agentclient"
 	"github.com/fcvm/fcvm/internal/events"
 	"github.com/fcvm/fcvm/internal/image"
 	"github.com/fcvm/fcvm/internal/network"
@@ -228,38 +227,6 @@ func (in *instance) recordRunning() error {
 	}
 	in.vm.Tell(events.Started, "")
 	return nil
-}
-
-// runCommand runs the command that a clone was made for, and returns its exit
-// code. The container goes on beside it, and ends with the VM.
-func (in *instance) runCommand(ctx context.Context) (int, error) {
-	go func() { // what it writes, nobody has asked for
-		_, _ = in.stream.Run(context.WithoutCancel(ctx), agentclient.Stdio{Stdin: OpenInput{}})
-	}()
-	s, err := in.agent.Exec(ctx, agentapi.ExecRequest{Args: in.Clone.Exec, Stdin: in.Stdio.In != nil})
-	if err != nil {
-		return 0, in.guestError(ctx, err)
-	}
-	if !in.signals.setForward(func(sig int) { _ = s.Signal(sig) }) {
-		return 0, context.Cause(ctx)
-	}
-	defer in.signals.setForward(nil)
-	if in.Started != nil {
-		in.Started()
-	}
-	exit, err := s.Run(context.WithoutCancel(ctx), agentclient.Stdio{
-		Stdin: in.Stdio.In, Stdout: in.Stdio.Out, Stderr: in.Stdio.Err, Resize: in.Stdio.Resize,
-	})
-	in.finished = true
-	switch {
-	case in.signals.killed():
-		return exitKilled, nil
-	case err != nil:
-		return 0, in.guestError(ctx, err)
-	case exit.Failed:
-		return exit.Code, &StartError{Args: in.Clone.Exec, Exit: exit}
-	}
-	return exit.Code, nil
 }
 
 // OpenInput is the stdin of a container that nobody writes to: it does not end.

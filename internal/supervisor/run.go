@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/fcvm/fcvm/internal/control"
@@ -46,9 +47,11 @@ type life struct {
 	volumes   []volumeDisk // of the mounts that are disks, in their order
 	ports     []string     // as for -p; after the first start with the host ports that were chosen
 
-	ready     *latch // the readiness gate is open, or never will be
-	readyOnce sync.Once
-	over      *latch // the VM has ended for good
+	ready    *latch       // the readiness gate is open, or never will be
+	over     *latch       // the VM has ended for good
+	gateLeft atomic.Int64 // how long the gate may stay closed, ns; 0: it was open since, or nobody waits yet
+	wasReady bool         // the gate was open once
+	saved    bool         // and the snapshot that was to be taken then is taken
 
 	publishing sync.Mutex // ports are opened or closed
 	capturing  sync.Mutex // a snapshot is taken, or the VM is paused or resumed
@@ -61,6 +64,7 @@ type life struct {
 	ended    control.Ended
 	// What the record could not take yet.
 	unwritten []func(*vm.Record)
+	trouble   []error // in taking down
 }
 
 func run(ctx context.Context, d Deps, o Options) (Result, error) {
@@ -185,9 +189,9 @@ func (l *life) runInstance(ctx context.Context) (code int, err error) {
 	defer func() {
 		l.setCurrent(nil)
 		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
-		defer cancel()
 		in.shutDown(end, err)
-		err = errors.Join(err, in.undo.run(end))
+		cancel()
+		l.takeDown(ctx, &in.undo)
 	}()
 	for _, step := range in.steps() {
 		if err := step(ctx); err != nil {
@@ -219,6 +223,16 @@ func (l *life) checkSnapshot(ctx context.Context) error {
 		return l.Clone.Snapshot.Verify(ctx, false)
 	}
 	return l.Snapshots.CheckFree(l.SaveSnapshot)
+}
+
+// takeDown undoes what was made. What fails there is said, but changes nothing in
+// how the container ended, and keeps nobody from starting it again.
+func (l *life) takeDown(ctx context.Context, undo *undoStack) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
+	defer cancel()
+	if err := undo.run(ctx); err != nil {
+		l.trouble = append(l.trouble, err)
+	}
 }
 
 func (l *life) setCurrent(in *instance) {
@@ -344,10 +358,13 @@ func (l *life) end(ctx context.Context, code int, err error) (Result, error) {
 	if l.vm == nil {
 		return Result{ExitCode: code}, err
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
-	defer cancel()
-	recErr := l.closeRecord(code, err)
+	if err == nil && l.Ready != nil && !l.wasReady {
+		err = &EndedEarly{Code: code, gate: l.Spec.Gate, output: lastOutput(l.vm.Dir().ContainerLog())}
+	}
+	if recErr := l.closeRecord(code, err); recErr != nil {
+		l.trouble = append(l.trouble, recErr)
+	}
 	l.over.set(nil)
-	undoErr := l.undo.run(ctx)
-	return Result{ExitCode: code, Record: l.finalRecord()}, errors.Join(err, undoErr, recErr)
+	l.takeDown(ctx, &l.undo)
+	return Result{ExitCode: code, Record: l.finalRecord(), Trouble: errors.Join(l.trouble...)}, err
 }

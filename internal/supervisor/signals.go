@@ -41,12 +41,18 @@ type signals struct {
 	forward func(sig int) // nil: nothing runs yet
 	kill    func()
 	last    time.Time // when an end was last asked for
-	dead    bool
+
+	dead *latch // the VM was ended from outside of it; its error says why
 }
+
+var (
+	errSecondSignal = errors.New("killed by a second signal")
+	errUnyielding   = errors.New("killed: its guest did not end the container")
+)
 
 func watchSignals(ctx context.Context, ch <-chan os.Signal) (context.Context, *signals) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	s := &signals{done: make(chan struct{}), end: cancel}
+	s := &signals{done: make(chan struct{}), end: cancel, dead: newLatch()}
 	go func() {
 		for {
 			select {
@@ -74,7 +80,7 @@ func (s *signals) handle(sig syscall.Signal, now time.Time) {
 	}
 	asksEnd := sig == syscall.SIGINT || sig == syscall.SIGTERM
 	if asksEnd && !s.last.IsZero() && now.Sub(s.last) < killWindow {
-		s.dead = true
+		s.dead.set(errSecondSignal)
 		go s.kill()
 		return
 	}
@@ -128,11 +134,11 @@ func (s *signals) send(sig int) {
 	}
 }
 
-// killNow ends the VM.
+// killNow ends the VM, since its guest does not do what it is asked for.
 func (s *signals) killNow() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.dead = true
+	s.dead.set(errUnyielding)
 	if s.kill != nil {
 		go s.kill()
 	}
@@ -145,12 +151,8 @@ func (s *signals) endAsked() bool {
 	return !s.last.IsZero()
 }
 
-// killed reports whether a second signal has ended the VM.
-func (s *signals) killed() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.dead
-}
+// killed says why the VM was ended from outside of it; nil: it was not.
+func (s *signals) killed() error { return s.dead.now() }
 
 func (s *signals) stop() {
 	close(s.done)

@@ -57,7 +57,7 @@ func TestSecondSignalKills(t *testing.T) {
 				t.Errorf("the container got signal %d, want %d", got, tt.first)
 			}
 			s.handle(tt.again, now.Add(tt.after))
-			if s.killed() != tt.kills {
+			if (s.killed() != nil) != tt.kills {
 				t.Fatalf("killed: %v, want %v", s.killed(), tt.kills)
 			}
 			if tt.kills {

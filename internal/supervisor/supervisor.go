@@ -85,10 +85,12 @@ type Stdio struct {
 type Result struct {
 	ExitCode int       // the container's; 128+n for a signal; 137 when the VM was killed
 	Record   vm.Record // as it was at the end, with its phases
+	Trouble  error     // what went wrong after the end: something may be left, for the next command to remove
 }
 
 // Run runs one VM from its creation to its end. It returns an error when fcvm
-// or the guest failed; a container that ran and failed is a Result.
+// or the guest failed, or when its container ended before the gate opened that
+// Options.Ready waits for (EndedEarly); a container that ran and failed is a Result.
 func Run(ctx context.Context, d Deps, o Options) (Result, error) {
 	return run(ctx, d, o)
 }

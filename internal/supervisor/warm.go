@@ -194,7 +194,8 @@ func (in *instance) keepWarm(ctx context.Context) error {
 		case <-kept:
 			return nil
 		case <-ctx.Done():
-			return errors.New("it takes too long")
+			in.Verbose("no snapshot for the next run: it takes too long")
+			return nil
 		}
 	})
 	return nil

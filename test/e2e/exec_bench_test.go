@@ -10,6 +10,7 @@ import (
 	"github.com/fcvm/fcvm/internal/agentapi"
 	"github.com/fcvm/fcvm/internal/agentclient"
 	"github.com/fcvm/fcvm/internal/paths"
+	"github.com/fcvm/fcvm/internal/store"
 	"github.com/fcvm/fcvm/internal/supervisor"
 )
 
@@ -47,8 +48,11 @@ func agentOf(b *testing.B, box string) *agentclient.Client {
 	if err != nil {
 		b.Fatal(withStderr(err))
 	}
-	layout := paths.Layout{Data: env.data, Runtime: env.runtime}
-	return agentclient.New(supervisor.DialAgent(layout, strings.TrimSpace(string(id))))
+	st, err := store.Open(paths.Layout{Data: env.data, Runtime: env.runtime})
+	if err != nil {
+		b.Fatal(err)
+	}
+	return agentclient.New(supervisor.DialAgent(st, strings.TrimSpace(string(id))))
 }
 
 func runInGuest(b *testing.B, client *agentclient.Client, req agentapi.ExecRequest) string {

@@ -194,7 +194,8 @@ func tmuxPaste(t *testing.T, m *tmux) {
 		t.Fatalf("load-buffer: %v: %s", err, out)
 	}
 	m.do("paste-buffer")
-	m.see(fmt.Sprintf("%079d", bytes.Count(text.Bytes(), []byte("\n"))-1)) // the terminal's echo
+	// Its echo is not waited for: when the terminal's reader falls behind, the guest's
+	// kernel keeps the rest of it until the next key.
 	m.keys("C-d")
 	m.see("all of 2")
 	fcvm(t, "exec", "desk", "sha256sum", "/tmp/pasted").want(t, 0, fmt.Sprintf("%x  /tmp/pasted\n", sha256.Sum256(text.Bytes())))
