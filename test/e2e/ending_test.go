@@ -44,7 +44,7 @@ func TestUnreadOutput(t *testing.T) {
 // TestEndsBeforeItIsReady: the command that waits for the gate says what became of
 // the container.
 func TestEndsBeforeItIsReady(t *testing.T) {
-	for code, flags := range map[int][]string{3: {"--rm"}, 0: {"--name", "early"}, 4: {"--name", "again", "--restart", "on-failure:1"}} {
+	for code, flags := range map[int][]string{3: {"--rm"}, 0: {"--name", "early"}, 4: {"--name", "tries", "--restart", "on-failure:1"}} {
 		r := run(t, append([]string{"-d", "--wait-ready", "tcp=80"}, flags...), "busybox", "sh", "-c", fmt.Sprint("echo cannot bind >&2; exit ", code))
 		want := code
 		if code == 0 {
@@ -55,7 +55,7 @@ func TestEndsBeforeItIsReady(t *testing.T) {
 	if s := status(t, "early"); s.Status != "exited" || s.ExitCode == nil || *s.ExitCode != 0 {
 		t.Errorf("%+v", s)
 	}
-	fcvm(t, "rm", "early", "again").want(t, 0, "early\nagain\n")
+	fcvm(t, "rm", "early", "tries").want(t, 0, "early\ntries\n")
 }
 
 // TestGateOverRestarts: a container that is started again and again does not have
