@@ -39,8 +39,8 @@ func (s *Snapshot) Release() {
 	}
 	_ = s.lock.Close()
 	s.lock = nil
-	if s.Manifest.Name == "" && !s.Manifest.Automatic() {
-		_ = s.store.Remove(s.Manifest.ID) // while others use it, it stays
+	if s.Manifest.nameless() {
+		_ = s.store.removeIf(s.Manifest.ID, (*Manifest).nameless) // while others use it, it stays
 	}
 }
 
@@ -111,9 +111,21 @@ func (s *Snapshot) Verify(ctx context.Context, thorough bool) error {
 	if restamped {
 		// It was copied or touched, and is well. Else it would be read again
 		// each time; a directory that cannot be written to costs only that.
-		_ = s.store.withLock(func() error { return s.Manifest.write(s.Dir) })
+		_ = s.store.withLock(s.restamp)
 	}
 	return nil
+}
+
+// restamp writes down how the files are, beside what else the manifest says by
+// now: somebody may have given the snapshot another name.
+func (s *Snapshot) restamp() error {
+	m, err := readManifest(filepath.Join(s.Dir, manifestName), s.Manifest.ID)
+	if err != nil {
+		return err
+	}
+	m.Files, m.Unsynced = s.Manifest.Files, s.Manifest.Unsynced
+	s.Manifest = m
+	return m.write(s.Dir)
 }
 
 func (s Stamp) equal(o Stamp) bool { return s.Inode == o.Inode && s.MTime.Equal(o.MTime) }

@@ -168,6 +168,9 @@ func (m *Manifest) Title() string {
 // other VMs sooner.
 func (m *Manifest) Automatic() bool { return m.Key != "" }
 
+// nameless reports whether the snapshot goes with its last user.
+func (m *Manifest) nameless() bool { return m.Name == "" && !m.Automatic() }
+
 // Check says whether a host that has those things can start VMs from a
 // snapshot that needs these. The error wraps ErrMismatch and names the first
 // thing that differs.

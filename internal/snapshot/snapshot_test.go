@@ -198,6 +198,37 @@ func TestNameless(t *testing.T) {
 	}
 }
 
+// A snapshot that is given a name while it is used keeps it, and is kept.
+func TestRenamedWhileUsed(t *testing.T) {
+	s := New(t.TempDir())
+	for name, use := range map[string]func(*Snapshot){
+		"let go": func(snap *Snapshot) { snap.Release() },
+		"verified": func(snap *Snapshot) {
+			now := time.Now()
+			if err := os.Chtimes(snap.Memory(), now, now); err != nil {
+				t.Fatal(err)
+			}
+			if err := snap.Verify(t.Context(), false); err != nil {
+				t.Fatal(err)
+			}
+			snap.Release()
+		},
+	} {
+		snap := take(t, s, "")
+		id := snap.Manifest.ID
+		if err := s.Rename(id, "kept"); err != nil {
+			t.Fatal(err)
+		}
+		use(snap)
+		if e, err := s.Find("kept"); err != nil || e.Manifest.ID != id {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := s.Remove(id); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestSweepLeavesNothingOfTheDead(t *testing.T) {
 	dir := t.TempDir()
 	s := New(dir)

@@ -275,7 +275,7 @@ func (s *Store) TrimAutomatic() {
 	keys := map[string]bool{}
 	for _, e := range entries {
 		if len(keys) == MaxAutomatic || keys[e.Manifest.Key] {
-			_ = s.Remove(e.Manifest.ID) // one that is used stays, for now
+			_ = s.removeIf(e.Manifest.ID, (*Manifest).Automatic) // one that is used stays, for now
 			continue
 		}
 		keys[e.Manifest.Key] = true
@@ -355,6 +355,18 @@ func (s *Store) Remove(id string) error {
 	return s.withLock(func() error { return s.remove(id) })
 }
 
+// removeIf is Remove, for a snapshot that is still so when nobody can rename it
+// any more.
+func (s *Store) removeIf(id string, is func(*Manifest) bool) error {
+	return s.withLock(func() error {
+		m, err := readManifest(filepath.Join(s.path(id), manifestName), id)
+		if err != nil || !is(&m) {
+			return err
+		}
+		return s.remove(id)
+	})
+}
+
 func (s *Store) remove(id string) error {
 	l, err := lockDir(s.path(id), ofdlock.Exclusive)
 	switch {
@@ -418,8 +430,8 @@ func (s *Store) sweepDraft(id string) error {
 func (s *Store) sweepNameless(id string) {
 	e := s.entry(id)
 	m := &e.Manifest
-	if e.Err != nil || m.Name != "" || m.Automatic() || e.InUse || time.Since(m.Created) < sweepAge {
+	if e.Err != nil || !m.nameless() || e.InUse || time.Since(m.Created) < sweepAge {
 		return
 	}
-	_ = s.Remove(id)
+	_ = s.removeIf(id, (*Manifest).nameless)
 }
