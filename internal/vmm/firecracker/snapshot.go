@@ -26,26 +26,89 @@ const (
 	diffMemory = 3 << 30
 )
 
-// base is the memory that the next snapshot is a difference to.
+// base is the memory that the next snapshot is a difference to: that of the one
+// that was taken or loaded last, since which Firecracker remembers what was
+// written. One may be taken while others are not whole yet.
 type base struct {
 	mu sync.Mutex
-	// memory is that of the snapshot that was taken or loaded last; nil: the
-	// next one is a full one.
+	// tracked: Firecracker remembers what is written.
+	tracked bool
+	// memory is that of the last snapshot; nil: it is not whole yet, or nothing
+	// is tracked, and the next one is a full one.
 	memory *os.File
-	// merge is the file of a snapshot of changed pages that FinishSnapshot is to
-	// complete from memory.
-	merge string
+	// last is the file of the memory of the snapshot that was taken last.
+	last string
+	// parents are what snapshots of changed pages are differences to, by the files
+	// of their memory, until FinishSnapshot completes them.
+	parents map[string]*os.File
 }
 
-func (b *base) forget() { b.set(nil) }
-
-func (b *base) set(f *os.File) {
+// track begins with a snapshot that was loaded.
+func (b *base) track(f *os.File) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.drop()
+	b.tracked, b.memory = true, f
+}
+
+// forget gives up what the next snapshot would be a difference to. Those that
+// were taken can still be completed, after the end of the machine, too.
+func (b *base) forget() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.drop()
+	b.tracked = false
+}
+
+// drop closes the last snapshot's memory.
+func (b *base) drop() {
 	if b.memory != nil {
 		_ = b.memory.Close()
 	}
-	b.memory, b.merge = f, ""
+	b.memory = nil
+}
+
+// next begins a snapshot, and reports whether it is one of changed pages. From
+// then on it is the last one.
+func (b *base) next(memory *os.File) (diff bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.tracked {
+		return false
+	}
+	if diff = b.memory != nil && tellsPages(memory); diff {
+		if b.parents == nil {
+			b.parents = map[string]*os.File{}
+		}
+		b.parents[memory.Name()], b.memory = b.memory, nil
+	}
+	b.drop()
+	b.last = memory.Name()
+	return diff
+}
+
+// lost is for a snapshot that there is none of: if it was the last one, nobody
+// knows any more since when pages have changed.
+func (b *base) lost(path string) {
+	if parent := b.parent(path); parent != nil {
+		_ = parent.Close()
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.last == path {
+		b.drop()
+		b.tracked = false
+	}
+}
+
+// parent is what a snapshot is a difference to, which is the caller's from then
+// on; nil: it is a full one.
+func (b *base) parent(path string) *os.File {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	f := b.parents[path]
+	delete(b.parents, path)
+	return f
 }
 
 // Snapshot implements vmm.Snapshotter.
@@ -67,17 +130,15 @@ func (m *machine) Snapshot(ctx context.Context, to vmm.SnapshotFiles) (err error
 	defer func() { err = memimage.CloseOrRemove(state, err) }()
 
 	create := snapshotCreate{Type: "Full", State: to.State, Memory: to.Memory}
-	m.base.mu.Lock()
-	if m.base.memory != nil && m.base.merge == "" && tellsPages(memory) {
-		create.Type, m.base.merge = "Diff", to.Memory
+	if m.base.next(memory) {
+		create.Type = "Diff"
 	}
-	m.base.mu.Unlock()
 	r := put("/snapshot/create", create)
 	r.limit = snapshotTimeout
 	m.saved.Store(true)
 	m.agent.Saving() // it hangs up all that goes over vsock
 	if err := m.call(ctx, r); err != nil {
-		m.base.forget() // which pages Firecracker takes for changed now, nobody knows
+		m.base.lost(to.Memory)
 		return err
 	}
 	return nil
@@ -93,7 +154,7 @@ func tellsPages(f *os.File) bool {
 func (m *machine) FinishSnapshot(ctx context.Context, to vmm.SnapshotFiles) (err error) {
 	defer func() {
 		if err != nil {
-			m.base.forget()
+			m.base.lost(to.Memory)
 			_ = os.Remove(to.State)
 			err = fmt.Errorf("complete the machine's memory: %w", err)
 		}
@@ -119,32 +180,32 @@ func (m *machine) FinishSnapshot(ctx context.Context, to vmm.SnapshotFiles) (err
 var errMemorySize = errors.New("the memory that Firecracker has saved is not whole")
 
 // complete copies into a snapshot of changed pages what has not changed, and
-// makes it the next one's base.
+// makes it the next one's base, unless another one was taken since.
 func (b *base) complete(ctx context.Context, f *os.File, size int64) error {
-	b.mu.Lock()
-	memory, merge := b.memory, b.merge == f.Name()
-	b.mu.Unlock()
-	if memory == nil {
-		return nil
-	}
-	if merge {
+	if parent := b.parent(f.Name()); parent != nil {
+		defer func() { _ = parent.Close() }()
 		changed, err := memimage.Extents(f, size)
 		if err != nil {
 			return err
 		}
-		all, err := memimage.Extents(memory, size)
+		all, err := memimage.Extents(parent, size)
 		if err != nil {
 			return err
 		}
-		if err := memimage.Copy(ctx, f, memory, memimage.Without(all, changed)); err != nil {
+		if err := memimage.Copy(ctx, f, parent, memimage.Without(all, changed)); err != nil {
 			return err
 		}
 	}
-	next, err := os.Open(f.Name())
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.tracked || b.last != f.Name() {
+		return nil
+	}
+	whole, err := os.Open(f.Name())
 	if err != nil {
 		return err
 	}
-	b.set(next)
+	b.memory = whole
 	return nil
 }
 
@@ -213,7 +274,7 @@ func (m *machine) load(ctx context.Context, cfg *vmm.Config, from vmm.RestoreFro
 		if err != nil {
 			return fmt.Errorf("open a snapshot's memory: %w", err)
 		}
-		m.base.set(f)
+		m.base.track(f)
 		l.TrackDirty, l.EnableDiffs = !v.before(14), v.before(14)
 	}
 	if err := m.call(ctx, put("/snapshot/load", l)); err != nil {

@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -226,7 +228,7 @@ func TestSnapshots(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.base.set(parent)
+	f.base.track(parent)
 	second := map[int]byte{2: 2, 3: 2, 40: 0} // page 40 has become zeros
 	f.answer = writer(t, second)
 	if got := f.take(t, filesIn(dir, "diff")); !bytes.Equal(got, memoryOf(first, second)) {
@@ -271,6 +273,125 @@ func TestSnapshots(t *testing.T) {
 	if err := f.Snapshot(t.Context(), filesIn(dir, "full")); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("over another: %v", err)
 	}
+}
+
+// tracking is a machine that was started from a snapshot of these pages, and
+// remembers what it writes.
+func tracking(t *testing.T, dir string, pages map[int]byte) *fake {
+	t.Helper()
+	f := newFake(t, testPages*memimage.Page)
+	path := filepath.Join(dir, "parent")
+	if err := os.WriteFile(path, memoryOf(pages), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	parent, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.base.track(parent)
+	return f
+}
+
+// Snapshots that are taken before others are finished are whole, too, in
+// whatever order they are finished, and so is the next one.
+func TestSnapshotsBeforeOthersAreFinished(t *testing.T) {
+	parent, first, second, third := map[int]byte{1: 1, 9: 1}, map[int]byte{2: 2}, map[int]byte{3: 3}, map[int]byte{4: 4}
+	whole := memoryOf(parent, first, second)
+	now := map[int]byte{} // all that a full snapshot writes
+	for i := range testPages {
+		now[i] = whole[i*memimage.Page]
+	}
+	for name, c := range map[string]struct {
+		order []string
+		fails bool // the second is not taken
+	}{
+		"in order":           {[]string{"a", "b"}, false},
+		"the other way":      {[]string{"b", "a"}, false},
+		"only the last":      {[]string{"b"}, false},
+		"only the first":     {[]string{"a"}, false},
+		"the second not had": {[]string{"a"}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			f := tracking(t, dir, parent)
+			f.answer = writer(t, first)
+			if err := f.Snapshot(t.Context(), filesIn(dir, "a")); err != nil {
+				t.Fatal(err)
+			}
+			f.answer = writer(t, now)
+			if c.fails {
+				f.answer = func(string, string, []byte) (int, string) { return fault400("no") }
+			}
+			if err := f.Snapshot(t.Context(), filesIn(dir, "b")); (err != nil) != c.fails {
+				t.Fatal(err)
+			}
+			want := map[string][]byte{"a": memoryOf(parent, first), "b": whole}
+			for _, name := range c.order {
+				if err := f.FinishSnapshot(t.Context(), filesIn(dir, name)); err != nil {
+					t.Fatal(err)
+				}
+				if got, err := os.ReadFile(filesIn(dir, name).Memory); err != nil || !bytes.Equal(got, want[name]) {
+					t.Errorf("%s differs: %v", name, err)
+				}
+			}
+			// Firecracker writes what has changed since b, or all there is.
+			f.answer = func(method, path string, body []byte) (int, string) {
+				pages := third
+				if !bytes.Contains(body, []byte(`"Diff"`)) {
+					pages = maps.Clone(now)
+					maps.Copy(pages, third)
+				}
+				return writer(t, pages)(method, path, body)
+			}
+			if got := f.take(t, filesIn(dir, "c")); !bytes.Equal(got, memoryOf(parent, first, second, third)) {
+				t.Error("the next one differs")
+			}
+		})
+	}
+}
+
+// A snapshot that was taken is completed though the machine has ended meanwhile.
+func TestFinishAfterTheEnd(t *testing.T) {
+	dir := t.TempDir()
+	parent, changed := map[int]byte{1: 1, 9: 1}, map[int]byte{2: 2}
+	f := tracking(t, dir, parent)
+	f.answer = writer(t, changed)
+	to := filesIn(dir, "a")
+	if err := f.Snapshot(t.Context(), to); err != nil {
+		t.Fatal(err)
+	}
+	f.base.forget()
+	if err := f.FinishSnapshot(t.Context(), to); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(to.Memory); err != nil || !bytes.Equal(got, memoryOf(parent, changed)) {
+		t.Errorf("it differs: %v", err)
+	}
+}
+
+// One snapshot is completed while the next one is taken and completed: nobody
+// closes what the other reads.
+func TestSnapshotsAtOnce(t *testing.T) {
+	dir := t.TempDir()
+	pages := map[int]byte{1: 1, 9: 1}
+	f := tracking(t, dir, pages)
+	f.answer = writer(t, pages)
+	var all sync.WaitGroup
+	for i := range 20 {
+		to := filesIn(dir, fmt.Sprint(i))
+		if err := f.Snapshot(t.Context(), to); err != nil {
+			t.Fatal(err)
+		}
+		all.Go(func() {
+			if err := f.FinishSnapshot(t.Context(), to); err != nil {
+				t.Error(err)
+			}
+			if got, err := os.ReadFile(to.Memory); err != nil || !bytes.Equal(got, memoryOf(pages)) {
+				t.Errorf("%s differs: %v", to.Memory, err)
+			}
+		})
+	}
+	all.Wait()
 }
 
 // What Firecracker has not written wholly is no snapshot.
