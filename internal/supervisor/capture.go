@@ -185,28 +185,38 @@ func (l *life) host() snapshot.Needs {
 	return n
 }
 
-// snapshotSize is what a snapshot takes of the disk, at most, bytes: what the
-// VMM has in memory, what of the snapshot it was started from it has not
-// touched yet, and the disks that it writes to.
+// snapshotSize is what a snapshot takes of the disk, at most, bytes: memory, and
+// the disks that the VM writes to.
 func (in *instance) snapshotSize() int64 {
-	memory := int64(in.Spec.MemoryMiB) << 20
-	if st, err := proc.Read(in.machine.PID()); err == nil {
-		rss := st.Resident
-		if in.from != nil {
-			rss += allocated(in.from.Memory())
-		}
-		memory = min(memory, rss)
+	var parent int64
+	if in.from != nil {
+		parent = allocated(in.from.Memory())
 	}
+	need := memoryRoom(in.machine, int64(in.Spec.MemoryMiB)<<20, parent)
 	for _, d := range in.disks() {
 		if d.ReadOnly {
 			continue
 		}
 		// A volume's disk lies elsewhere.
 		if path, err := filepath.EvalSymlinks(filepath.Join(string(in.vm.Dir()), d.Path)); err == nil {
-			memory += allocated(path)
+			need += allocated(path)
 		}
 	}
-	return memory
+	return need
+}
+
+// memoryRoom is what a guest's memory takes of the disk, bytes, until it is
+// finished: all of it, or what the VMM has of it in its own, and what of the
+// snapshot it was started from (its parent) it has not touched yet.
+func memoryRoom(m vmm.Machine, memory, parent int64) int64 {
+	if w, ok := m.(vmm.WholeWriter); ok && w.WritesWhole() {
+		return memory
+	}
+	st, err := proc.Read(m.PID())
+	if err != nil {
+		return memory
+	}
+	return min(memory, st.Resident+parent)
 }
 
 // allocated is what a file takes of the disk, bytes; 0 for one that cannot be

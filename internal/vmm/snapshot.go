@@ -38,6 +38,14 @@ type Snapshotter interface {
 	FinishSnapshot(ctx context.Context, to SnapshotFiles) error
 }
 
+// WholeWriter is implemented by Snapshotters that write all of a guest's memory,
+// pages of zeros as well, of which only FinishSnapshot makes holes.
+type WholeWriter interface {
+	// WritesWhole reports whether the next snapshot is one for which there must
+	// be as much room as the guest has memory.
+	WritesWhole() bool
+}
+
 // RestoreFrom says where a machine's state comes from.
 type RestoreFrom struct {
 	// State as Snapshotter made it, an absolute path.

@@ -144,6 +144,13 @@ func (m *machine) Snapshot(ctx context.Context, to vmm.SnapshotFiles) (err error
 	return nil
 }
 
+// WritesWhole implements vmm.WholeWriter.
+func (m *machine) WritesWhole() bool {
+	m.base.mu.Lock()
+	defer m.base.mu.Unlock()
+	return m.base.memory == nil || !tellsPages(m.base.memory)
+}
+
 // tellsPages reports whether the holes of a file are as small as a page.
 func tellsPages(f *os.File) bool {
 	var st unix.Statfs_t

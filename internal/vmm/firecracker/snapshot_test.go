@@ -350,6 +350,32 @@ func TestSnapshotsBeforeOthersAreFinished(t *testing.T) {
 	}
 }
 
+// There must be room for all of the memory, unless only changes are written.
+func TestWritesWhole(t *testing.T) {
+	dir := t.TempDir()
+	var m vmm.Machine = newFake(t, testPages*memimage.Page).machine
+	if w, ok := m.(vmm.WholeWriter); !ok || !w.WritesWhole() {
+		t.Error("a machine that tracks nothing")
+	}
+	f := tracking(t, dir, nil)
+	if f.WritesWhole() {
+		t.Error("a machine that tracks what it writes")
+	}
+	f.answer = writer(t, nil)
+	if err := f.Snapshot(t.Context(), filesIn(dir, "a")); err != nil {
+		t.Fatal(err)
+	}
+	if !f.WritesWhole() {
+		t.Error("while its last snapshot is not whole")
+	}
+	if err := f.FinishSnapshot(t.Context(), filesIn(dir, "a")); err != nil {
+		t.Fatal(err)
+	}
+	if f.WritesWhole() {
+		t.Error("once its last snapshot is whole")
+	}
+}
+
 // A snapshot that was taken is completed though the machine has ended meanwhile.
 func TestFinishAfterTheEnd(t *testing.T) {
 	dir := t.TempDir()
