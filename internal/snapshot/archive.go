@@ -134,7 +134,11 @@ func (s *Store) unpack(ctx context.Context, t *tar.Reader, name string) (*Snapsh
 	if name == "" {
 		name = m.Name
 	}
-	d, err := s.Begin(name, 0) // how much it takes is known only when it is there
+	var need int64
+	for _, f := range m.Files {
+		need += f.Data
+	}
+	d, err := s.Begin(name, need)
 	if err != nil {
 		return nil, err
 	}

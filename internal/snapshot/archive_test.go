@@ -3,6 +3,7 @@ package snapshot
 import (
 	"archive/tar"
 	"bytes"
+	"encoding/json"
 	"errors"
 	"os"
 	"slices"
@@ -49,6 +50,43 @@ func TestExportAndImport(t *testing.T) {
 		t.Errorf("the memory has no holes: %+v, %v", st, err)
 	}
 	damaged(t, archive.Bytes())
+}
+
+// Whether there is room for an archive is known before any of it is written.
+func TestImportNeedsRoom(t *testing.T) {
+	ctx := t.Context()
+	snap := take(t, New(t.TempDir()), "warm")
+	defer snap.Release()
+	for _, f := range snap.Manifest.Files {
+		want := int64(4 * digestChunk) // all but the state have data in four places
+		if f.Name == StateName {
+			want = f.Size
+		}
+		if f.Data != want {
+			t.Errorf("%s has %d bytes of data, not %d", f.Name, f.Data, want)
+		}
+	}
+	snap.Manifest.Files[0].Size, snap.Manifest.Files[0].Data = maxFile, maxFile
+	m, err := json.Marshal(snap.Manifest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var archive bytes.Buffer
+	z, err := zstd.NewWriter(&archive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := tar.NewWriter(z)
+	if err := errors.Join(entry(w, manifestName, m), w.Close(), z.Close()); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if _, err := New(dir).Import(ctx, &archive, ""); !errors.Is(err, ErrNoSpace) || !strings.Contains(err.Error(), "it takes up to") {
+		t.Errorf("got %v", err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 1 {
+		t.Errorf("left %v, %v", left, err)
+	}
 }
 
 // damaged tries what is not, or not quite, what was exported.

@@ -24,14 +24,21 @@ const digestPrefix = "sparse-sha256:"
 // chunk of 64 KiB that is not all zeros, each after its offset; numbers are
 // big-endian, of 8 bytes. So what is a hole is not read.
 func Digest(ctx context.Context, path string) (string, error) {
+	digest, _, err := digestOf(ctx, path)
+	return digest, err
+}
+
+// digestOf returns how many bytes the digest is of, too: what an archive has of
+// the file.
+func digestOf(ctx context.Context, path string) (digest string, data int64, err error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return "", err
+		return "", 0, err
 	}
 	defer func() { _ = f.Close() }()
 	st, err := f.Stat()
 	if err != nil {
-		return "", err
+		return "", 0, err
 	}
 	h := sha256.New()
 	var number [8]byte
@@ -43,12 +50,13 @@ func Digest(ctx context.Context, path string) (string, error) {
 	err = chunks(ctx, f, st.Size(), func(off int64, p []byte) error {
 		put(off)
 		_, _ = h.Write(p)
+		data += int64(len(p))
 		return nil
 	})
 	if err != nil {
-		return "", fmt.Errorf("read %s: %w", path, err)
+		return "", 0, fmt.Errorf("read %s: %w", path, err)
 	}
-	return digestPrefix + hex.EncodeToString(h.Sum(nil)), nil
+	return digestPrefix + hex.EncodeToString(h.Sum(nil)), data, nil
 }
 
 // chunks calls f with each chunk of a file that is not all zeros.

@@ -175,12 +175,12 @@ func seal(ctx context.Context, path string, sync bool) (File, error) {
 	if err != nil {
 		return File{}, err
 	}
-	digest, err := Digest(ctx, path)
+	digest, data, err := digestOf(ctx, path)
 	if err != nil {
 		return File{}, err
 	}
 	stamp, size, err := stampOf(path)
-	return File{Size: size, Digest: digest, Stamp: stamp}, err
+	return File{Size: size, Data: data, Digest: digest, Stamp: stamp}, err
 }
 
 // modeOf is that of a file of a snapshot, none of which ever changes. QEMU before

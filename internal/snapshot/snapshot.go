@@ -144,6 +144,9 @@ type Disk struct {
 type File struct {
 	Name string `json:"name"`
 	Size int64  `json:"size"` // bytes, with holes
+	// Data is how much of it an archive has, bytes: all chunks of 64 KiB that are
+	// not zeros.
+	Data int64 `json:"data,omitempty"`
 	// Digest is of its contents: see Digest.
 	Digest string `json:"digest"`
 	// Stamp is the file as it was when its digest was last right.

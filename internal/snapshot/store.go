@@ -164,8 +164,8 @@ func (m *Manifest) check() error {
 		switch {
 		case !plainName(f.Name), known[f.Name]:
 			return fmt.Errorf("a file %q", f.Name)
-		case f.Size < 0 || f.Size > maxFile:
-			return fmt.Errorf("file %s of %d bytes", f.Name, f.Size)
+		case f.Size < 0 || f.Size > maxFile || f.Data < 0 || f.Data > f.Size:
+			return fmt.Errorf("file %s of %d bytes, %d of them data", f.Name, f.Size, f.Data)
 		}
 		known[f.Name] = true
 	}
