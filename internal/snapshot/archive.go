@@ -147,7 +147,7 @@ func (s *Store) unpack(ctx context.Context, t *tar.Reader, name string) (*Snapsh
 		d.Abort()
 		return nil, err
 	}
-	m.Key = "" // it is somebody's from now on
+	m.Key, m.Imported = "", true // it is somebody's from now on
 	return d.Commit(ctx, m, files)
 }
 

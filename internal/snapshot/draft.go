@@ -91,12 +91,15 @@ func (d *Draft) Abort() {
 }
 
 // Commit writes the draft to the disk, with the digests of its files, and makes
-// it a snapshot, which the caller holds. m says what it is; id, name, time and
-// files are filled in. Files that m has already must have the digests that it
-// says. After an error there is no snapshot, and no draft.
+// it a snapshot, which the caller holds. m says what it is; id, name and files
+// are filled in, and the time if it has none. Files that m has already must have
+// the digests that it says. After an error there is no snapshot, and no draft.
 func (d *Draft) Commit(ctx context.Context, m Manifest, files []string) (*Snapshot, error) {
 	m.Schema, m.ID, m.Name = Schema, d.ID, d.Name
-	m.Created, m.Unsynced = time.Now().UTC(), d.Boot
+	m.Unsynced = d.Boot
+	if m.Created.IsZero() {
+		m.Created = time.Now().UTC()
+	}
 	s, err := d.commit(ctx, &m, files)
 	if err != nil {
 		d.Abort()

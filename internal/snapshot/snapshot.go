@@ -59,10 +59,14 @@ const MaxAutomatic = 8
 
 // Manifest is all that is known of a snapshot.
 type Manifest struct {
-	Schema  int       `json:"schema"`
-	ID      string    `json:"id"`
-	Name    string    `json:"name,omitempty"` // empty: it goes with its last user
+	Schema int    `json:"schema"`
+	ID     string `json:"id"`
+	Name   string `json:"name,omitempty"` // empty: it goes with its last user
+	// Created is when the guest stood still: what it did later is not in it.
 	Created time.Time `json:"created"`
+	// Imported: it comes from an archive. The VM with its source's id, if there is
+	// one here, may have gone another way since.
+	Imported bool `json:"imported,omitempty"`
 
 	// Key is what an automatic snapshot is found by: a digest of all that the
 	// state of its guest depends on. Empty: somebody asked for the snapshot.

@@ -55,12 +55,20 @@ func fill(t *testing.T, d *Draft) {
 
 func take(t *testing.T, s *Store, name string) *Snapshot {
 	t.Helper()
+	return takeAt(t, s, name, time.Time{})
+}
+
+// takeAt takes a snapshot of a guest that stood still at some time; zero: now.
+func takeAt(t *testing.T, s *Store, name string, frozen time.Time) *Snapshot {
+	t.Helper()
 	d, err := s.Begin(name, memorySize)
 	if err != nil {
 		t.Fatal(err)
 	}
 	fill(t, d)
-	snap, err := d.Commit(t.Context(), testManifest(), testFiles)
+	m := testManifest()
+	m.Created = frozen
+	snap, err := d.Commit(t.Context(), m, testFiles)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,117 +123,6 @@ func TestASnapshotFromDraftToRemoval(t *testing.T) {
 	}
 	if _, err := s.Hold(snap.Manifest.ID); !errors.Is(err, ErrNotFound) {
 		t.Errorf("hold what was removed: %v", err)
-	}
-}
-
-func TestNames(t *testing.T) {
-	s := New(t.TempDir())
-	a, b := take(t, s, "a"), take(t, s, "b")
-	defer a.Release()
-	defer b.Release()
-	if _, err := s.Begin("a", 0); !errors.Is(err, ErrNameTaken) || !strings.Contains(err.Error(), a.Manifest.ID) {
-		t.Errorf("begin with a name that is taken: %v", err)
-	}
-	if _, err := s.Begin("../a", 0); !errors.Is(err, vm.ErrInvalid) {
-		t.Errorf("begin with a path: %v", err)
-	}
-	if err := s.Rename("a", "b"); !errors.Is(err, ErrNameTaken) {
-		t.Errorf("rename to a name that is taken: %v", err)
-	}
-	if err := s.Rename("nobody", "c"); !errors.Is(err, ErrNotFound) {
-		t.Errorf("rename nobody: %v", err)
-	}
-	if err := s.Rename("a", "c"); err != nil {
-		t.Error(err)
-	}
-	if e, err := s.Find("c"); err != nil || e.Manifest.ID != a.Manifest.ID {
-		t.Errorf("find the new name: %v", err)
-	}
-	// Two at once: one gets the name, and the other leaves nothing.
-	one, err := s.Begin("same", 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	two, err := s.Begin("same", 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	fill(t, one)
-	fill(t, two)
-	first, err := one.Commit(t.Context(), testManifest(), testFiles)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer first.Release()
-	if _, err := two.Commit(t.Context(), testManifest(), testFiles); !errors.Is(err, ErrNameTaken) {
-		t.Errorf("commit with a name that was taken meanwhile: %v", err)
-	}
-	if _, err := os.Stat(two.dir); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the second left %s: %v", two.dir, err)
-	}
-}
-
-// A snapshot without a name goes with its last user.
-func TestNameless(t *testing.T) {
-	s := New(t.TempDir())
-	snap := take(t, s, "")
-	other, err := s.Hold(snap.Manifest.ID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	snap.Release()
-	if _, err := s.Find(snap.Manifest.ID); err != nil {
-		t.Errorf("it went while it was used: %v", err)
-	}
-	other.Release()
-	if _, err := s.Find(snap.Manifest.ID); !errors.Is(err, ErrNotFound) {
-		t.Errorf("it stayed after its last user: %v", err)
-	}
-	// Nor does one stay whose users were killed.
-	snap = take(t, s, "")
-	_ = snap.lock.Close()
-	s.Sweep()
-	if _, err := s.Find(snap.Manifest.ID); err != nil {
-		t.Errorf("a young one was swept, which somebody may be about to use: %v", err)
-	}
-	snap.Manifest.Created = time.Now().Add(-2 * sweepAge)
-	if err := snap.Manifest.write(snap.Dir); err != nil {
-		t.Fatal(err)
-	}
-	s.Sweep()
-	if _, err := s.Find(snap.Manifest.ID); !errors.Is(err, ErrNotFound) {
-		t.Errorf("an old one was not swept: %v", err)
-	}
-}
-
-// A snapshot that is given a name while it is used keeps it, and is kept.
-func TestRenamedWhileUsed(t *testing.T) {
-	s := New(t.TempDir())
-	for name, use := range map[string]func(*Snapshot){
-		"let go": func(snap *Snapshot) { snap.Release() },
-		"verified": func(snap *Snapshot) {
-			now := time.Now()
-			if err := os.Chtimes(snap.Memory(), now, now); err != nil {
-				t.Fatal(err)
-			}
-			if err := snap.Verify(t.Context(), false); err != nil {
-				t.Fatal(err)
-			}
-			snap.Release()
-		},
-	} {
-		snap := take(t, s, "")
-		id := snap.Manifest.ID
-		if err := s.Rename(id, "kept"); err != nil {
-			t.Fatal(err)
-		}
-		use(snap)
-		if e, err := s.Find("kept"); err != nil || e.Manifest.ID != id {
-			t.Errorf("%s: %v", name, err)
-		}
-		if err := s.Remove(id); err != nil {
-			t.Fatal(err)
-		}
 	}
 }
 

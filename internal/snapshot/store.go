@@ -283,7 +283,7 @@ func (s *Store) TrimAutomatic() {
 }
 
 // Newest returns the last snapshot that was taken of a VM since it was last
-// started, by somebody who asked for it.
+// started, here and by somebody who asked for it.
 func (s *Store) Newest(source string, since time.Time) (Entry, bool) {
 	entries, err := s.List()
 	if err != nil {
@@ -291,7 +291,7 @@ func (s *Store) Newest(source string, since time.Time) (Entry, bool) {
 	}
 	for _, e := range slices.Backward(entries) {
 		m := &e.Manifest
-		if e.Err == nil && !m.Automatic() && m.Source.ID == source && m.Created.After(since) {
+		if e.Err == nil && !m.Automatic() && !m.Imported && m.Source.ID == source && m.Created.After(since) {
 			return e, true
 		}
 	}
@@ -430,8 +430,18 @@ func (s *Store) sweepDraft(id string) error {
 func (s *Store) sweepNameless(id string) {
 	e := s.entry(id)
 	m := &e.Manifest
-	if e.Err != nil || !m.nameless() || e.InUse || time.Since(m.Created) < sweepAge {
+	if e.Err != nil || !m.nameless() || e.InUse || s.age(id) < sweepAge {
 		return
 	}
 	_ = s.removeIf(id, (*Manifest).nameless)
+}
+
+// age is for how long a snapshot has been there, which may be much less than
+// since its guest stood still.
+func (s *Store) age(id string) time.Duration {
+	st, err := os.Stat(filepath.Join(s.path(id), manifestName))
+	if err != nil {
+		return 0
+	}
+	return time.Since(st.ModTime())
 }

@@ -90,6 +90,7 @@ func (c *capture) freeze(ctx context.Context) (err error) {
 		}
 	}()
 	c.manifest.Pause, err = c.in.whilePaused(ctx, func() error {
+		c.manifest.Created = time.Now().UTC()
 		if err := c.machine.Snapshot(ctx, c.files); err != nil {
 			return err
 		}
