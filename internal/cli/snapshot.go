@@ -94,7 +94,7 @@ func runSnapshotCreate(ctx context.Context, a *app, o *snapshotCreateOptions) er
 	}
 	snapshots := snapshotsOf(st.Layout())
 	if o.name == "" {
-		if o.name, err = freeSnapshotName(snapshots, e.Record.Name); err != nil {
+		if o.name, err = snapshots.FreeName(e.Record.Name); err != nil {
 			return err
 		}
 	} else if err := snapshots.CheckFree(o.name); err != nil {
@@ -114,20 +114,6 @@ func runSnapshotCreate(ctx context.Context, a *app, o *snapshotCreateOptions) er
 	}
 	timeout := time.Duration(o.seconds) * time.Second
 	return askEnd(ctx, st, e, "stop", func(c *control.Client) error { return c.Stop(ctx, timeout) })
-}
-
-// freeSnapshotName is the VM's name, with a number that no other snapshot has.
-func freeSnapshotName(s *snapshot.Store, name string) (string, error) {
-	const most = 10000 // numbers that are tried
-	name = name[:min(len(name), 57)]
-	for i := 1; i <= most; i++ {
-		free := fmt.Sprintf("%s-%d", name, i)
-		err := s.CheckFree(free)
-		if !errors.Is(err, snapshot.ErrNameTaken) {
-			return free, err
-		}
-	}
-	return "", fmt.Errorf("%w: give the snapshot a name with --name", snapshot.ErrNameTaken)
 }
 
 // snapshotsOptions is what commands take that do one thing to several snapshots.

@@ -85,7 +85,7 @@ somebody whom you trust.`,
 			return run(ctx, a, o)
 		}),
 	}
-	cmd.Flags().StringVar(&o.name, "name", "", "`NAME` of the snapshot (default: the one it had)")
+	cmd.Flags().StringVar(&o.name, "name", "", "`NAME` of the snapshot (default: the one it had, or its VM's and a number)")
 	complete(cmd, "name", cobra.NoFileCompletions)
 	return cmd
 }

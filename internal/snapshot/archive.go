@@ -111,8 +111,9 @@ func entry(t *tar.Writer, name string, b []byte) error {
 
 // Import reads an archive that Export has written, and returns the snapshot,
 // which the caller holds. name replaces the one in the archive, if it is not
-// empty. The error wraps ErrCorrupt for what is no such archive, or whose
-// contents are not what its manifest says; nothing is left of it then.
+// empty; where neither is one, the snapshot gets one (FreeName). The error wraps
+// ErrCorrupt for what is no such archive, or whose contents are not what its
+// manifest says; nothing is left of it then.
 func (s *Store) Import(ctx context.Context, r io.Reader, name string) (*Snapshot, error) {
 	z, err := zstd.NewReader(r, zstd.WithDecoderMaxMemory(maxWindow))
 	if err != nil {
@@ -133,6 +134,11 @@ func (s *Store) unpack(ctx context.Context, t *tar.Reader, name string) (*Snapsh
 	}
 	if name == "" {
 		name = m.Name
+	}
+	if name == "" { // it would go with its first user
+		if name, err = s.FreeName(m.Source.Name); err != nil {
+			return nil, err
+		}
 	}
 	var need int64
 	for _, f := range m.Files {

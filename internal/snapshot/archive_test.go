@@ -52,6 +52,27 @@ func TestExportAndImport(t *testing.T) {
 	damaged(t, archive.Bytes())
 }
 
+// One that had no name would go with its first user: it gets one, and stays.
+func TestImportGivesAName(t *testing.T) {
+	snap := take(t, New(t.TempDir()), "")
+	defer snap.Release()
+	var archive bytes.Buffer
+	if err := snap.Export(t.Context(), &archive); err != nil {
+		t.Fatal(err)
+	}
+	there := New(t.TempDir())
+	for _, want := range []string{"web-1", "web-2"} {
+		got, err := there.Import(t.Context(), bytes.NewReader(archive.Bytes()), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		got.Release()
+		if e, err := there.Find(want); err != nil || e.Manifest.ID != got.Manifest.ID {
+			t.Errorf("imported as %q; find %s: %v", got.Manifest.Name, want, err)
+		}
+	}
+}
+
 // Whether there is room for an archive is known before any of it is written.
 func TestImportNeedsRoom(t *testing.T) {
 	ctx := t.Context()

@@ -316,6 +316,21 @@ func (s *Store) CheckFree(name string) error {
 	return nil
 }
 
+// FreeName returns a name for a snapshot of a VM that nobody has named: the VM's,
+// with a number that no other snapshot has.
+func (s *Store) FreeName(source string) (string, error) {
+	const most = 10000 // numbers that are tried
+	source = source[:min(len(source), 57)]
+	for i := 1; i <= most; i++ {
+		name := fmt.Sprintf("%s-%d", source, i)
+		err := s.CheckFree(name)
+		if !errors.Is(err, ErrNameTaken) {
+			return name, err
+		}
+	}
+	return "", fmt.Errorf("%w: give the snapshot a name with --name", ErrNameTaken)
+}
+
 // Rename gives a snapshot another name. One that had none is kept from then on.
 func (s *Store) Rename(ref, name string) error {
 	return s.withLock(func() error {
