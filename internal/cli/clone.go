@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -25,6 +26,7 @@ type cloneOptions struct {
 	snapshot string
 
 	name      string
+	hostname  string
 	count     int
 	env       []string
 	network   networkOptions
@@ -67,7 +69,8 @@ of it since it was started. Ports that the original has published a clone
 publishes on free ports of the host (fcvm port), or those of -p instead.
 
 With -n several are started, in the background (-d) or each for the command of
---exec. {n} in --name is the number of each; without it -1, -2, … are added.`,
+--exec. {n} in --name and --hostname is the number of each; to a name without it
+-1, -2, … are added.`,
 		Example: `  fcvm clone -d --name web2 -p 8081:80 web
   fcvm clone -d -n 10 --name 'web-{n}' -p 0:80 --snapshot warm
   fcvm clone --exec 'pytest -q' --snapshot warm`,
@@ -101,6 +104,8 @@ func (o *cloneOptions) register(a *app, cmd *cobra.Command) {
 	complete(cmd, "snapshot", completeSnapshots(a))
 	f.StringVar(&o.name, "name", "", "`NAME` of the clone; a random one if not given")
 	complete(cmd, "name", cobra.NoFileCompletions)
+	f.StringVar(&o.hostname, "hostname", "", "`NAME` that the clone has for its host (default: its name)")
+	complete(cmd, "hostname", cobra.NoFileCompletions)
 	f.IntVarP(&o.count, "count", "n", 1, "start `NUMBER` clones")
 	f.StringArrayVarP(&o.env, "env", "e", nil, "set a variable for commands that are run in the clone: `KEY=VALUE`, or KEY to take it from here")
 	f.StringVar(&o.exec, "exec", "", "run `COMMAND` in the clone's shell when it is ready, exit with its code, and end the clone")
@@ -129,7 +134,11 @@ func runClone(ctx context.Context, a *app, o *cloneOptions) error {
 		return err
 	}
 	if id := a.sys.getenv(cloneOfEnv); id != "" { // one of several, or in the background
-		return a.runOneClone(ctx, o, id, a.sys.getenv(cloneNameEnv))
+		n, err := strconv.Atoi(a.sys.getenv(cloneNumberEnv))
+		if err != nil {
+			return fmt.Errorf("start a clone: %s: %w", cloneNumberEnv, err)
+		}
+		return a.runOneClone(ctx, o, id, n)
 	}
 	st, err := a.openStore()
 	if err != nil {
@@ -146,13 +155,13 @@ func runClone(ctx context.Context, a *app, o *cloneOptions) error {
 		return err
 	}
 	defer snap.Release()
-	if _, err := o.spec(&snap.Manifest, a.sys.LookupEnv); err != nil {
+	if _, err := o.spec(&snap.Manifest, a.sys.LookupEnv, o.count); err != nil { // the longest hostname
 		return err
 	}
 	if o.count > 1 || o.detach {
 		return a.startClones(ctx, o, snap.Manifest.ID)
 	}
-	return a.runOneClone(ctx, o, snap.Manifest.ID, o.name)
+	return a.runOneClone(ctx, o, snap.Manifest.ID, 1)
 }
 
 // check refuses what cannot be meant, and fills in what -d changes.
@@ -186,6 +195,9 @@ func (o *cloneOptions) check() error {
 }
 
 func (o *cloneOptions) checkNames() error {
+	if o.count > 1 && o.hostname != "" && !strings.Contains(o.hostname, cloneNumber) {
+		return fmt.Errorf("%w: --hostname %s: %d clones would all have it; put {n}, the number of each, into it", vm.ErrInvalid, o.hostname, o.count)
+	}
 	for _, n := range []int{1, o.count} {
 		if name := o.nameOf(n); name != "" {
 			if err := vm.CheckName(name); err != nil {
@@ -198,15 +210,16 @@ func (o *cloneOptions) checkNames() error {
 
 // nameOf is the name of the n-th clone, from 1; empty: a random one.
 func (o *cloneOptions) nameOf(n int) string {
-	const number = "{n}"
-	switch {
-	case strings.Contains(o.name, number):
-		return strings.ReplaceAll(o.name, number, fmt.Sprint(n))
-	case o.name == "" || o.count == 1:
-		return o.name
+	if o.name == "" || o.count == 1 || strings.Contains(o.name, cloneNumber) {
+		return numbered(o.name, n)
 	}
 	return fmt.Sprintf("%s-%d", o.name, n)
 }
+
+// cloneNumber stands for a clone's number in what is typed once for all.
+const cloneNumber = "{n}"
+
+func numbered(s string, n int) string { return strings.ReplaceAll(s, cloneNumber, strconv.Itoa(n)) }
 
 // origin returns what the clones start from: the snapshot that was named, or
 // one of the VM, which is taken now if it runs.
@@ -242,8 +255,8 @@ func (o *cloneOptions) origin(ctx context.Context, st *store.Store) (*snapshot.S
 	return snap, err
 }
 
-// runOneClone is the supervisor of one clone.
-func (a *app) runOneClone(ctx context.Context, o *cloneOptions, id, name string) error {
+// runOneClone is the supervisor of the n-th clone.
+func (a *app) runOneClone(ctx context.Context, o *cloneOptions, id string, n int) error {
 	c, err := openConsole(a.sys, consoleOptions{interactive: o.interactive, tty: o.tty, quiet: o.quiet, verbose: o.verbose})
 	if err != nil {
 		return err
@@ -259,7 +272,7 @@ func (a *app) runOneClone(ctx context.Context, o *cloneOptions, id, name string)
 		return err
 	}
 	defer snap.Release()
-	spec, err := o.spec(&snap.Manifest, a.sys.LookupEnv)
+	spec, err := o.spec(&snap.Manifest, a.sys.LookupEnv, n)
 	if err != nil {
 		return err
 	}
@@ -274,7 +287,7 @@ func (a *app) runOneClone(ctx context.Context, o *cloneOptions, id, name string)
 	signals, stopSignals := containerSignals()
 	defer stopSignals()
 	opts := supervisor.Options{
-		Name: name, Spec: spec, Clone: clone,
+		Name: o.nameOf(n), Spec: spec, Clone: clone,
 		Stdio: c.stdio, Signals: signals, Progress: c.reporter, Verbose: c.verbose, Started: c.started,
 	}
 	if !o.interactive && o.exec == "" {

@@ -7,14 +7,15 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strconv"
 	"sync"
 )
 
-// cloneOfEnv and cloneNameEnv tell a clone command that it is one of several, or
-// the one in the background: which snapshot it starts from, and its name.
+// cloneOfEnv and cloneNumberEnv tell a clone command that it is one of several, or
+// the one in the background: which snapshot it starts from, and its number.
 const (
-	cloneOfEnv   = "FCVM_CLONE_OF"
-	cloneNameEnv = "FCVM_CLONE_NAME"
+	cloneOfEnv     = "FCVM_CLONE_OF"
+	cloneNumberEnv = "FCVM_CLONE_NUMBER"
 )
 
 // clonesAtOnce bounds how many are started side by side.
@@ -38,7 +39,7 @@ func (a *app) startClones(ctx context.Context, o *cloneOptions, id string) error
 				r.err = context.Cause(ctx)
 				return
 			}
-			env := []string{cloneOfEnv + "=" + id, cloneNameEnv + "=" + o.nameOf(i+1)}
+			env := []string{cloneOfEnv + "=" + id, cloneNumberEnv + "=" + strconv.Itoa(i+1)}
 			if o.detach {
 				r.id, r.err = startDetached(ctx, "the VM", a.again(env...))
 			} else {

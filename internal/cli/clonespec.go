@@ -9,8 +9,9 @@ import (
 	"github.com/fcvm/fcvm/internal/vm"
 )
 
-// spec is that of the original, with what may differ in a clone as it was typed.
-func (o *cloneOptions) spec(m *snapshot.Manifest, lookup func(string) (string, bool)) (vm.Spec, error) {
+// spec is that of the original, with what may differ in the n-th clone as it was
+// typed.
+func (o *cloneOptions) spec(m *snapshot.Manifest, lookup func(string) (string, bool), n int) (vm.Spec, error) {
 	s := m.Spec
 	switch {
 	case m.Guest != snapshot.GuestRunning:
@@ -28,7 +29,8 @@ func (o *cloneOptions) spec(m *snapshot.Manifest, lookup func(string) (string, b
 	}
 	s.Driver, s.Network = m.Needs.Driver, net
 	s.Remove, s.Logs, s.LogMiB = o.remove, o.logs, o.logSize
-	s.Restart = vm.Restart{} // what had ended would end again
+	s.Container.Hostname = numbered(o.hostname, n) // not the original's, which is another machine
+	s.Restart = vm.Restart{}                       // what had ended would end again
 	s.Gate = vm.Gate{}
 	if o.waitReady != "" {
 		if s.Gate, err = vm.ParseGate(o.waitReady); err != nil {

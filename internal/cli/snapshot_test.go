@@ -142,7 +142,7 @@ func TestPruneKeepsWhatSnapshotsNeed(t *testing.T) {
 
 func TestCloneMakesTheSpecOfTheOriginal(t *testing.T) {
 	h := newHost(t)
-	m := h.snapshot("warm", nil)
+	m := h.snapshot("warm", func(m *snapshot.Manifest) { m.Spec.Container.Hostname = "original" })
 	original := m.Spec
 	for _, c := range []struct {
 		args   string
@@ -153,13 +153,15 @@ func TestCloneMakesTheSpecOfTheOriginal(t *testing.T) {
 		{"--network usernet --egress none", func(s *vm.Spec) { s.Network.Backend, s.Network.Egress = "usernet", []string{"none"} }},
 		{"--rm=false --logs both", func(s *vm.Spec) { s.Remove, s.Logs = false, vm.LogsBoth }},
 		{"--cpu 2 --mem 512", func(*vm.Spec) {}},
+		{"--hostname own", func(s *vm.Spec) { s.Container.Hostname = "own" }},
+		{"--hostname host-{n}", func(s *vm.Spec) { s.Container.Hostname = "host-1" }},
 		{"--on-restore more", func(s *vm.Spec) { s.OnRestore = []string{"own", "more"} }},
 		{"--wait-ready agent", func(s *vm.Spec) {
 			s.Gate = vm.Gate{Kind: vm.GateAgent, Timeout: vm.DefaultGateTimeout, Interval: vm.DefaultGateInterval}
 		}},
 	} {
 		want := original
-		want.Driver, want.Restart = "qemu", vm.Restart{}
+		want.Driver, want.Restart, want.Container.Hostname = "qemu", vm.Restart{}, ""
 		want.Network.Publish = []string{"127.0.0.1:0:80/tcp", "0.0.0.0:0:53/udp"}
 		c.change(&want)
 		h.run = func(_ context.Context, _ supervisor.Deps, o supervisor.Options) (supervisor.Result, error) {
@@ -205,6 +207,9 @@ func TestCloneRefuses(t *testing.T) {
 		"--snapshot warm --wait-ready nonsense":          `.*wait-ready.*`,
 		"--snapshot warm -d --exec true":                 `.*`,
 		"--snapshot warm -n 3 -d --name {n}/x":           `.*name "1/x".*`,
+		"--snapshot warm -n 2 -d --hostname h":           `.*--hostname h: 2 clones would all have it; put \{n\}.*`,
+		"--snapshot warm -n 2 -d --hostname {n}_":        `.*--hostname "2_".*`,
+		"--snapshot warm --hostname a/b":                 `.*--hostname "a/b".*`,
 		"--snapshot warm --logs stream -d":               `.*--logs stream.*`,
 		"--snapshot warm -p nonsense":                    `.*--publish.*`,
 		"--snapshot warm -t --exec true":                 `.*--exec has no terminal.*`,
@@ -235,6 +240,37 @@ func TestClonesHaveNames(t *testing.T) {
 		}
 		if !slices.Equal(got, c.want) {
 			t.Errorf("%q, %d: %q", c.name, c.count, got)
+		}
+	}
+}
+
+// Each process of several knows its number, and one in the foreground is the first.
+func TestCloneKnowsItsNumber(t *testing.T) {
+	h := newHost(t)
+	m := h.snapshot("warm", nil)
+	for _, c := range []struct {
+		number string
+		args   []string
+		want   string
+	}{
+		{"", nil, "web-1"},
+		{"1", []string{"-n", "3", "--exec", "true"}, "web-1"},
+		{"3", []string{"-n", "3", "--exec", "true"}, "web-3"},
+	} {
+		if c.number != "" {
+			h.env = map[string]string{cloneOfEnv: m.ID, cloneNumberEnv: c.number}
+		}
+		started := ""
+		h.run = func(_ context.Context, _ supervisor.Deps, o supervisor.Options) (supervisor.Result, error) {
+			started = o.Name
+			if o.Spec.Container.Hostname != "of-"+o.Name {
+				t.Errorf("%s: the hostname of %s is %s", c.number, o.Name, o.Spec.Container.Hostname)
+			}
+			return supervisor.Result{}, nil
+		}
+		h.ok(append([]string{"clone", "--snapshot", "warm", "--name", "web-{n}", "--hostname", "of-web-{n}"}, c.args...)...)
+		if started != c.want {
+			t.Errorf("%s: %q was started, not %s", c.number, started, c.want)
 		}
 	}
 }
