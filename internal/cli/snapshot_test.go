@@ -207,6 +207,7 @@ func TestCloneRefuses(t *testing.T) {
 		"--snapshot warm --wait-ready nonsense":          `.*wait-ready.*`,
 		"--snapshot warm -d --exec true":                 `.*`,
 		"--snapshot warm -n 3 -d --name {n}/x":           `.*name "1/x".*`,
+		"--snapshot warm -n 3 -i --exec cat":             `.*--count 3: -i passes stdin to one clone.*`,
 		"--snapshot warm -n 2 -d --hostname h":           `.*--hostname h: 2 clones would all have it; put \{n\}.*`,
 		"--snapshot warm -n 2 -d --hostname {n}_":        `.*--hostname "2_".*`,
 		"--snapshot warm --hostname a/b":                 `.*--hostname "a/b".*`,
