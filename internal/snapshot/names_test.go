@@ -5,6 +5,8 @@ import (
 	"errors"
 	"os"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -55,6 +57,42 @@ func TestNames(t *testing.T) {
 	}
 	if _, err := os.Stat(two.dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the second left %s: %v", two.dir, err)
+	}
+}
+
+// Of many snapshots of one VM that are taken at once, under one name, one is
+// kept, and whoever takes another is told so; those without a name all are.
+func TestManyOfOneVM(t *testing.T) {
+	const many = 8
+	for name, want := range map[string]int{"same": 1, "": many} {
+		s := New(t.TempDir())
+		var all sync.WaitGroup
+		var kept atomic.Int32
+		for range many {
+			all.Go(func() {
+				d, err := s.Begin(name, 0)
+				var snap *Snapshot
+				if err == nil {
+					fill(t, d)
+					snap, err = d.Commit(t.Context(), testManifest(), testFiles)
+				}
+				switch {
+				case err == nil:
+					kept.Add(1)
+					snap.HandOver()
+				case !errors.Is(err, ErrNameTaken):
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		list, err := s.List()
+		if err != nil || len(list) != want || int(kept.Load()) != want {
+			t.Errorf("%q: %d kept, %d listed, %v", name, kept.Load(), len(list), err)
+		}
+		if left, err := os.ReadDir(s.dir); err != nil || len(left) != want+1 { // and the lock
+			t.Errorf("%q: left %v, %v", name, left, err)
+		}
 	}
 }
 
