@@ -89,7 +89,7 @@ func runImageInspect(ctx context.Context, a *app, o *imageInspectOptions) error 
 			d.addName(n)
 		}
 		_, d.Disk.Allocated, _ = usage.File(e.Disk())
-		users, err := inv.Users(e.Digest, e.Dir)
+		users, err := inv.ImageUsers(e)
 		d.Users = append(d.Users, users...)
 		failed := []error{err, e.Err}
 		more, err := images.Details(ctx, e)

@@ -28,7 +28,7 @@ func newImageRmCommand(a *app, run func(context.Context, *app, *imageRmOptions) 
 		Long: `Remove images with their disks, and layers that no other image has. Of an image
 with several names only the one that is given goes; the last takes the image with
 it. An image that a VM uses stays, whether the VM runs or has ended and was kept, and
-so does one that a snapshot needs.`,
+so does one that a snapshot needs; those that fcvm has taken by itself go with it.`,
 		Example: `  fcvm image rm nginx:1.25
   fcvm image rm -f $(fcvm image ls -q --filter dangling=true)`,
 		Args:              oneOrMore("image"),
@@ -155,7 +155,7 @@ has; with --all every image that no VM uses. With --max-size images go, the leas
 recently used first, until the rest takes no more than that.
 
 What a VM uses stays, whether it runs or has ended and was kept, and what a snapshot
-needs. A filter is KEY=VALUE with one of the keys until (24h, or a time: what came
+needs; those that fcvm has taken by itself go with their image. A filter is KEY=VALUE with one of the keys until (24h, or a time: what came
 before) and label (KEY or KEY=VALUE).`,
 		Example: `  fcvm image prune
   fcvm image prune --all --filter until=240h --force

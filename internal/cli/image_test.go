@@ -2,12 +2,14 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 
+	"github.com/fcvm/fcvm/internal/snapshot"
 	"github.com/fcvm/fcvm/internal/vm"
 )
 
@@ -98,6 +100,57 @@ func TestImageInUseStays(t *testing.T) {
 	h.ok("image", "prune", "--all", "--force")
 	if out := h.ok("image", "ls", "-q"); out != "" {
 		t.Errorf("left without the VM: %q", out)
+	}
+}
+
+// A guest that fcvm has kept by itself goes with its image, whichever way that is
+// removed. One that a VM runs from keeps it, as one does that somebody asked for.
+func TestImageTakesKeptGuestsAlong(t *testing.T) {
+	t.Setenv("CONTAINERS_REGISTRIES_CONF", filepath.Join(t.TempDir(), "none"))
+	for _, c := range []struct {
+		what string
+		args []string
+		code int // while the snapshot keeps the image
+	}{
+		{"rm", []string{"image", "rm", "app"}, exitFailed},
+		{"prune", []string{"image", "prune", "--all", "--force"}, 0},
+		{"limit", []string{"image", "prune", "--max-size", "1m"}, 0},
+		{"system", []string{"system", "prune", "--all", "--force"}, 0},
+	} {
+		for _, kind := range []string{"automatic", "held", "asked for"} {
+			if kind == "asked for" && c.what == "system" {
+				continue // with --all it goes, too
+			}
+			h := newHost(t)
+			if err := errors.Join(os.MkdirAll(h.data, 0o700), os.WriteFile(h.layout().Setup(), []byte(`{"schema":1}`), 0o600)); err != nil {
+				t.Fatal(err)
+			}
+			id := h.importRoot("app", strings.Repeat("one", 1<<20))
+			m := h.snapshot("", func(m *snapshot.Manifest) {
+				m.Needs.ImageDigest = id
+				if kind != "asked for" {
+					m.Key, m.Guest = "key", snapshot.GuestUp
+				}
+			})
+			store := snapshot.New(h.layout().Snapshots())
+			var held *snapshot.Snapshot
+			if kind == "held" {
+				var err error
+				if held, err = store.Hold(m.ID); err != nil {
+					t.Fatal(err)
+				}
+			}
+			code, out, errs := h.fcvm(c.args...)
+			_, err := store.Find(m.ID)
+			gone := !strings.Contains(h.ok("image", "ls", "-q", "--no-trunc"), id)
+			if held != nil {
+				held.Release()
+			}
+			want := kind == "automatic"
+			if gone != want || errors.Is(err, snapshot.ErrNotFound) != want || (want && code != 0) || (!want && code != c.code) {
+				t.Errorf("%s, %s: image gone %t, snapshot: %v, code %d\n%s%s", c.what, kind, gone, err, code, out, errs)
+			}
+		}
 	}
 }
 

@@ -2,11 +2,13 @@ package inventory
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/fcvm/fcvm/internal/image"
+	"github.com/fcvm/fcvm/internal/snapshot"
 	"github.com/fcvm/fcvm/internal/store"
 )
 
@@ -22,10 +24,11 @@ func (v *Inventory) images(_ []store.Entry, u *usersTable) ([]Item, error) {
 			newest[e.Reference] = e.Created
 		}
 	}
+	pins := u.pinning()
 	var items []Item
 	for _, e := range list {
 		i := Item{Kind: Image, ID: e.Digest, Name: imageName(e), State: "cached", Path: e.Dir, extra: layers.own(e), lastUsed: e.LastUsed}
-		i.Users, i.Active = u.of(e.Digest, e.Dir)
+		i.Users, i.Active = pins.of(e.Digest, e.Dir)
 		switch {
 		case e.Err != nil:
 			i.State = "broken"
@@ -38,7 +41,8 @@ func (v *Inventory) images(_ []store.Entry, u *usersTable) ([]Item, error) {
 			i.State = "outdated"
 		}
 		i.remove = func(context.Context) (bool, error) {
-			return v.Images.Remove(e.Digest, func() (bool, error) { return v.used(e.Digest, e.Dir) })
+			removed, _, err := v.RemoveImage(e)
+			return removed, err
 		}
 		items = append(items, i)
 	}
@@ -180,12 +184,52 @@ func UnusedImages(items []Item, all bool) []Item {
 	return out
 }
 
-// RemoveImage removes an image, unless somebody uses it: then it returns the
-// ids of those who do, or none if it is only about to be used.
+// RemoveImage removes an image, and with it the guests of it that fcvm has kept
+// by itself, unless somebody uses it: then it returns the ids of those who do, or
+// none if it is only about to be used.
 func (v *Inventory) RemoveImage(e image.Entry) (removed bool, users []string, err error) {
 	removed, err = v.Images.Remove(e.Digest, func() (bool, error) {
-		users, err = v.Users(e.Digest, e.Dir)
+		users, err = v.freeImage(e)
 		return err != nil || len(users) > 0, err
 	})
 	return removed, users, err
+}
+
+// freeImage returns who uses an image. If nobody does, it drops the snapshots that
+// are a cache: a disk that is made again is not the one that such a guest has seen.
+func (v *Inventory) freeImage(e image.Entry) (users []string, err error) {
+	u, err := v.users()
+	if err != nil {
+		return nil, err
+	}
+	if users, _ = u.pinning().of(e.Digest, e.Dir); len(users) > 0 {
+		return users, nil
+	}
+	spares, _ := u.of(e.Digest, e.Dir)
+	for _, id := range spares {
+		err := v.Snapshots.Remove(id)
+		switch {
+		case errors.Is(err, snapshot.ErrInUse):
+			users = append(users, id)
+		case err != nil:
+			return nil, err
+		}
+	}
+	return users, nil
+}
+
+// ImageUsers returns the ids of those without whom an image could be removed.
+func (v *Inventory) ImageUsers(e image.Entry) ([]string, error) {
+	u, err := v.users()
+	if err != nil {
+		return nil, err
+	}
+	ids, _ := u.pinning().of(e.Digest, e.Dir)
+	return ids, nil
+}
+
+// pinning are the users that keep an image: all but the snapshots that go with it.
+func (u *usersTable) pinning() *usersTable {
+	vms := slices.DeleteFunc(slices.Clone(u.vms), func(v user) bool { return v.spare })
+	return &usersTable{vms: vms, anyAlive: u.anyAlive}
 }

@@ -255,25 +255,14 @@ func (v *Inventory) volumes(_ []store.Entry, u *usersTable) ([]Item, error) {
 	return items, err
 }
 
-// used asks anew whether any VM uses a thing.
+// used asks anew whether anybody uses a thing.
 func (v *Inventory) used(id, path string) (bool, error) {
-	ids, err := v.Users(id, path)
-	return err != nil || len(ids) > 0, err
-}
-
-// Users returns the ids of those who use a thing: of an image its digest is the
-// id, and the directory of its disk the path.
-func (v *Inventory) Users(id, path string) ([]string, error) {
-	entries, err := v.Store.List()
+	users, err := v.users()
 	if err != nil {
-		return nil, err
-	}
-	users, err := v.usersOf(entries)
-	if err != nil {
-		return nil, err
+		return true, err
 	}
 	ids, _ := users.of(id, path)
-	return ids, nil
+	return len(ids) > 0, nil
 }
 
 func (v *Inventory) anyAlive() (bool, error) {
@@ -292,8 +281,18 @@ type user struct {
 	id      string
 	alive   bool
 	unknown bool     // its record cannot be read
+	spare   bool     // a snapshot that fcvm has taken by itself: whoever runs from it uses the image, too
 	ids     []string // of what its record says that it uses
 	targets []string // of the links in its directory
+}
+
+// users asks anew who uses what.
+func (v *Inventory) users() (*usersTable, error) {
+	entries, err := v.Store.List()
+	if err != nil {
+		return nil, err
+	}
+	return v.usersOf(entries)
 }
 
 func (v *Inventory) usersOf(entries []store.Entry) (*usersTable, error) {
@@ -305,8 +304,8 @@ func (v *Inventory) usersOf(entries []store.Entry) (*usersTable, error) {
 	for _, s := range snapshots {
 		n := &s.Manifest.Needs
 		u.vms = append(u.vms, user{
-			id: s.Manifest.ID, alive: s.InUse, unknown: s.Err != nil, ids: []string{n.ImageDigest, n.KernelID, n.RootID},
-			targets: sharedDisks(&s.Manifest),
+			id: s.Manifest.ID, alive: s.InUse, unknown: s.Err != nil, spare: s.Manifest.Automatic(),
+			ids: []string{n.ImageDigest, n.KernelID, n.RootID}, targets: sharedDisks(&s.Manifest),
 		})
 	}
 	for _, e := range entries {
