@@ -155,8 +155,10 @@ has; with --all every image that no VM uses. With --max-size images go, the leas
 recently used first, until the rest takes no more than that.
 
 What a VM uses stays, whether it runs or has ended and was kept, and what a snapshot
-needs; those that fcvm has taken by itself go with their image. A filter is KEY=VALUE with one of the keys until (24h, or a time: what came
-before) and label (KEY or KEY=VALUE).`,
+needs; those that fcvm has taken by itself go with their image.
+
+A filter is KEY=VALUE with one of the keys until (24h, or a time: what came before)
+and label (KEY or KEY=VALUE).`,
 		Example: `  fcvm image prune
   fcvm image prune --all --filter until=240h --force
   fcvm image prune --max-size 20g`,
