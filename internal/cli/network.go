@@ -1,11 +1,13 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/fcvm/fcvm/internal/network"
 	"github.com/fcvm/fcvm/internal/network/bridge"
@@ -32,7 +34,7 @@ func (o *networkOptions) register(cmd *cobra.Command) {
 	addChoice(cmd, newChoice(&o.backend, "auto", "usernet", "bridge", "slirp4netns", "none"), "network", "how the VM is connected")
 	addChoice(cmd, newChoice(&o.mode, vm.ModeAuto, vm.ModeRootless, vm.ModePrivileged), "mode", "which networks --network auto may take: usernet is rootless, bridge needs root")
 	f.StringArrayVarP(&o.publish, "publish", "p", nil, "publish a port: `[[IP:]HOSTPORT:]PORT`, /udp behind it for UDP")
-	f.StringSliceVar(&o.egress, "egress", nil, "let the guest connect to `WHAT` only: all, none, or a list of networks, names and *.names")
+	f.Var(egressList{&o.egress}, "egress", "let the guest connect to `WHAT` only: all, none, or a list of networks, names and *.names")
 	f.StringSliceVar(&o.dns, "dns", nil, "ask the name server at `ADDRESS` in place of the host's")
 	f.StringSliceVar(&o.search, "dns-search", nil, "look single words up in `DOMAIN`")
 	f.StringArrayVar(&o.addHosts, "add-host", nil, "add `NAME:IP` to the container's hosts file; host-gateway is the host")
@@ -40,6 +42,27 @@ func (o *networkOptions) register(cmd *cobra.Command) {
 	f.BoolVar(&o.isolated, "isolated", false, "keep the VM from others on the bridge")
 	f.StringVar(&o.subnet, "subnet", "", "make the bridge with this `NETWORK` (default $FCVM_BRIDGE_SUBNET, else "+bridge.DefaultSubnet+")")
 }
+
+// egressList is the flag --egress. It refuses what is empty, as a variable of a
+// script may be: who restricts a guest must not allow it everything.
+type egressList struct{ list *[]string }
+
+var _ pflag.Value = egressList{}
+
+// Set takes any number of entries, with commas between them.
+func (e egressList) Set(s string) error {
+	for v := range strings.SplitSeq(s, ",") {
+		if v = strings.TrimSpace(v); v == "" {
+			return errors.New("it has an empty entry; none lets the guest connect to nothing, all to everything")
+		}
+		*e.list = append(*e.list, v)
+	}
+	return nil
+}
+
+// String and Type implement pflag.Value.
+func (e egressList) String() string { return strings.Join(*e.list, ",") }
+func (e egressList) Type() string   { return "strings" }
 
 // spec refuses what cannot be meant before anything is made for it.
 func (o *networkOptions) spec(lookup func(string) (string, bool)) (vm.NetworkSpec, error) {

@@ -55,6 +55,9 @@ func TestRunFlagsMakeTheSpec(t *testing.T) {
 		{"--entrypoint= img", func(s *vm.Spec) { s.Container.Entrypoint = []string{} }},
 		{`--entrypoint ["a","b_c"] img`, func(s *vm.Spec) { s.Container.Entrypoint = []string{"a", "b_c"} }},
 		{"-l a=b=c --label d img", func(s *vm.Spec) { s.Labels = map[string]string{"a": "b=c", "d": ""} }},
+		{"--egress a.example,192.0.2.0/24 --egress b.example img", func(s *vm.Spec) {
+			s.Network.Egress = []string{"a.example", "192.0.2.0/24", "b.example"}
+		}},
 		{"--privileged --read-only img", func(s *vm.Spec) { s.Container.Privileged, s.Container.ReadOnly = true, true }},
 		{"--cap-add NET_ADMIN,SYS_TIME --cap-add KILL --cap-drop all img", func(s *vm.Spec) {
 			s.Container.CapAdd, s.Container.CapDrop = []string{"NET_ADMIN", "SYS_TIME", "KILL"}, []string{"all"}
@@ -159,6 +162,10 @@ func TestRunRefusesWhatCannotBeMeant(t *testing.T) {
 		{"--add-host db img", "NAME:IP"},
 		{"--egress none,example.org img", "rules out everything else"},
 		{"--egress 192.0.2.0/40 img", "--egress"},
+		{"--egress= img", "it has an empty entry; none lets the guest connect to nothing"},
+		{"--egress , img", "it has an empty entry"},
+		{"--egress example.org,,192.0.2.1 img", "it has an empty entry"},
+		{"--egress example.org --egress= img", "it has an empty entry"},
 		{"--subnet 10.0.0.0/8 img", "which every guest has inside"},
 		{"-p 80/sctp img", "tcp or udp"},
 		{"-p x:80 img", "host port"},

@@ -217,6 +217,7 @@ func TestCloneRefuses(t *testing.T) {
 		"--snapshot warm --log-size 0":                   `.*--log-size 0.*`,
 		"--snapshot warm --network x":                    `.*network.*`,
 		"--snapshot warm --ip 1.2.3.4 --network usernet": `.*--ip.*`,
+		"--snapshot warm --egress=":                      `.*--egress.*empty entry.*`,
 	} {
 		h.says(want, append([]string{"clone"}, strings.Fields(args)...)...)
 	}
