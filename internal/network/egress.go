@@ -2,7 +2,9 @@ package network
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/fcvm/fcvm/internal/vm"
@@ -115,17 +117,25 @@ func (e *Egress) AllowsName(name string) bool {
 	return false
 }
 
-// AllowsHost reports whether the host itself may be reached by its name.
+// AllowsHost reports whether the host itself may be reached: by its name, or by
+// the gateway's address as an entry of its own. A network that happens to hold that
+// address, as 10.0.0.0/8 does, is one of somebody else's.
 func (e *Egress) AllowsHost() bool {
 	for _, n := range HostNames {
 		if e.AllowsName(n) {
 			return true
 		}
 	}
-	return false
+	return e.Lists(netip.MustParseAddr(Gateway)) || e.Lists(netip.MustParseAddr(Gateway6))
 }
 
-// AllowsAddr reports whether an address is in one of the networks.
+// Lists reports whether an address is an entry by itself.
+func (e *Egress) Lists(a netip.Addr) bool {
+	return slices.Contains(e.Prefixes, netip.PrefixFrom(a, a.BitLen()))
+}
+
+// AllowsAddr reports whether an address is in one of the networks. It knows
+// nothing of addresses that stand for the host.
 func (e *Egress) AllowsAddr(a netip.Addr) bool {
 	if !e.Restricted {
 		return true
@@ -152,4 +162,21 @@ func Routable(a netip.Addr) bool {
 		return a.As4()[0] != 0 && a != netip.AddrFrom4([4]byte{255, 255, 255, 255})
 	}
 	return true
+}
+
+// NotOwn returns those of some addresses that are not this host's own. Where a
+// name leads to one that is, its owner would open the host to a guest.
+func NotOwn(addrs []netip.Addr) ([]netip.Addr, error) {
+	list, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, fmt.Errorf("list the host's own addresses: %w", err)
+	}
+	own := map[netip.Addr]bool{}
+	for _, o := range list {
+		if n, ok := o.(*net.IPNet); ok {
+			a, _ := netip.AddrFromSlice(n.IP)
+			own[a.Unmap()] = true
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(addrs), func(a netip.Addr) bool { return own[a.Unmap()] }), nil
 }

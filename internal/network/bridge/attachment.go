@@ -224,18 +224,13 @@ func (a *attachment) others(name string) []netip.Addr {
 // learn lets the addresses of a name through that the policy allows. A name's
 // owner must not open the way to the host or to other VMs.
 func (a *attachment) learn(addrs []netip.Addr) {
-	own, err := net.InterfaceAddrs()
+	addrs, err := network.NotOwn(addrs)
 	if err != nil {
 		return
 	}
 	var outside []netip.Addr
 	for _, addr := range addrs {
-		addr = addr.Unmap()
-		isOwn := slices.ContainsFunc(own, func(o net.Addr) bool {
-			n, ok := o.(*net.IPNet)
-			return ok && n.IP.Equal(addr.AsSlice())
-		})
-		if !isOwn && !a.host.subnet.Contains(addr) && !a.host.subnet6.Contains(addr) {
+		if addr = addr.Unmap(); !a.host.subnet.Contains(addr) && !a.host.subnet6.Contains(addr) {
 			outside = append(outside, addr)
 		}
 	}

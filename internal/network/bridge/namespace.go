@@ -226,13 +226,11 @@ func (a *attachment) addEgress(c chains, fwd *nftables.Chain, tap exprs) error {
 		c.add(fwd, tap, accept())
 		return nil
 	}
+	for _, p := range a.pairs() {
+		a.addBridgeEgress(c, fwd, tap, p)
+	}
 	for _, p := range e.Prefixes {
 		c.add(fwd, tap, daddr.within(p), accept())
-	}
-	if e.AllowsHost() {
-		for _, p := range a.pairs() {
-			c.add(fwd, tap, daddr.addr(p.host), accept())
-		}
 	}
 	if len(e.Domains) > 0 {
 		a.learned = &learnedSets{fd: a.ns.Fd()}
@@ -247,6 +245,23 @@ func (a *attachment) addEgress(c chains, fwd *nftables.Chain, tap exprs) error {
 	}
 	c.add(fwd, tap, reject())
 	return nil
+}
+
+// addBridgeEgress adds which of the host and other VMs the guest may speak to. A
+// network opens them that is the bridge's, or a part of it: one that is wider says
+// nothing of them. The host is opened by its name, or its address alone.
+func (a *attachment) addBridgeEgress(c chains, fwd *nftables.Chain, tap exprs, p pair) {
+	e := &a.cfg.Egress
+	if e.AllowsHost() || e.Lists(p.host) {
+		c.add(fwd, tap, daddr.addr(p.host), accept())
+	}
+	c.add(fwd, tap, daddr.addr(p.host), reject())
+	for _, n := range e.Prefixes {
+		if n.Bits() >= p.subnet.Bits() && p.subnet.Contains(n.Addr()) {
+			c.add(fwd, tap, daddr.within(n), accept())
+		}
+	}
+	c.add(fwd, tap, daddr.within(p.subnet), reject())
 }
 
 // learnedSets are the addresses of names in the namespace's rules.

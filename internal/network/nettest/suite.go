@@ -375,6 +375,9 @@ func (r *runner) testEgress(t *testing.T) {
 		{"outside.test", closed, open, closed},
 		{"*.test", closed, open, closed},
 		{"*.outside.test,host.containers.internal", closed, closed, open},
+		{"10.0.0.0/8", closed, closed, closed}, // in which the gateway is, and the bridge
+		{"0.0.0.0/0,::/0", open, open, closed},
+		{network.Gateway, closed, closed, open},
 	} {
 		t.Run(tt.egress, func(t *testing.T) {
 			e, err := network.ParseEgress(splitList(tt.egress))

@@ -16,13 +16,20 @@ func newGate(e network.Egress) *gate { return &gate{egress: e} }
 
 // allows reports whether the guest may send to an address as it sees it.
 func (g *gate) allows(a netip.Addr) bool {
-	return g.egress.AllowsAddr(a) || a == gatewayAddr && g.egress.AllowsHost() || g.learned.Has(a)
+	if a == gatewayAddr {
+		return g.egress.AllowsHost()
+	}
+	return g.egress.AllowsAddr(a) || g.learned.Has(a)
 }
 
 // learn lets the addresses of a name through that the policy allows. A name's
 // owner must not open this link, or what is the host's own.
 func (g *gate) learn(addrs []netip.Addr) {
 	if !g.egress.Restricted {
+		return
+	}
+	addrs, err := network.NotOwn(addrs)
+	if err != nil {
 		return
 	}
 	var outside []netip.Addr

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -101,6 +102,14 @@ func TestLearned(t *testing.T) {
 	g := newGate(network.Egress{Restricted: true, Domains: []string{"example.org"}})
 	public := netip.MustParseAddr("192.0.2.1")
 	bad := []netip.Addr{gatewayAddr, dnsAddr, loopback, netip.MustParseAddr("169.254.169.254"), netip.MustParseAddr("2001:db8::1")}
+	own, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range own {
+		a, _ := netip.AddrFromSlice(o.(*net.IPNet).IP)
+		bad = append(bad, a.Unmap(), a) // as IPv6 may have it, too
+	}
 	g.learn(append([]netip.Addr{public}, bad...))
 	if !g.allows(public) {
 		t.Error("the name's address is not allowed")
@@ -108,6 +117,22 @@ func TestLearned(t *testing.T) {
 	for _, a := range bad {
 		if g.allows(a) {
 			t.Errorf("%s is allowed", a)
+		}
+	}
+}
+
+// The gateway is the host's loopback, and not one address among those of a network.
+func TestGatewayIsOpenedByItself(t *testing.T) {
+	for entries, want := range map[string]bool{
+		"all": true, "none": false, "10.0.0.0/8": false, "0.0.0.0/0": false, "10.0.2.0/24": false, "10.0.2.2/31": false,
+		"10.0.2.2": true, "10.0.2.2/32": true, "host.docker.internal": true, "10.0.0.0/8,host.containers.internal": true,
+	} {
+		e, err := network.ParseEgress(strings.Split(entries, ","))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := newGate(e).allows(gatewayAddr); got != want {
+			t.Errorf("%s opens the gateway: %t", entries, got)
 		}
 	}
 }
