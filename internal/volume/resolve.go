@@ -63,7 +63,7 @@ func (r request) resolve(mode Mode) (vm.Mount, error) {
 	if err != nil {
 		return m, err
 	}
-	device := fi.Mode()&os.ModeDevice != 0 && fi.Mode()&os.ModeCharDevice == 0
+	device := isBlockDevice(fi)
 	switch {
 	case fi.IsDir():
 		if m.Kind == "" && mode == ModeBlock {
@@ -106,7 +106,7 @@ func resolveFile(m *vm.Mount, device bool) error {
 	}
 	m.File = m.Kind == vm.MountShare
 	if m.Kind == vm.MountDisk && m.ReadOnly && unclean {
-		return errUnclean
+		return uncleanError(m.Source)
 	}
 	if m.Kind == vm.MountDisk && !ext4 {
 		return fmt.Errorf("%w: %s holds no ext4 file system, which is what guests mount; make one with mkfs.ext4", vm.ErrInvalid, m.Source)
@@ -117,6 +117,16 @@ func resolveFile(m *vm.Mount, device bool) error {
 // errUnclean: what was last written is in the journal only, and to read that a
 // guest would have to write.
 var errUnclean = errors.New("it was last written by a VM that was killed: mount it once without :ro, so that its file system is repaired")
+
+// uncleanError is errUnclean, unless somebody is still at work on the disk: then it
+// says that.
+func uncleanError(path string) error {
+	h, err := Device(path, true)
+	if err != nil {
+		return err
+	}
+	return errors.Join(errUnclean, h.Close())
+}
 
 // lookAtDisk reports whether a file has the mark of ext2, ext3 or ext4 in its
 // superblock, and whether its journal has to be written back first:

@@ -1,11 +1,15 @@
 package volume
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -123,5 +127,73 @@ func TestStore(t *testing.T) {
 		if err := s.Remove(name); err == nil {
 			t.Errorf("removed %q", name)
 		}
+	}
+}
+
+// A volume of which a file is missing is an error, and does not become another.
+func TestDamagedVolume(t *testing.T) {
+	for _, name := range []string{"lock", "disk.ext4"} {
+		s := NewStore(paths.Layout{Data: t.TempDir()})
+		if err := s.Create(t.Context(), Info{Name: "data", SizeMiB: 16}); errors.Is(err, rootfs.ErrTool) {
+			t.Skip(err)
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		file := filepath.Join(filepath.Dir(s.Path("data")), name)
+		if err := os.Remove(file); err != nil {
+			t.Fatal(err)
+		}
+		for _, readOnly := range []bool{false, true} {
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			_, err := s.Take(ctx, vm.Mount{Source: "data", SizeMiB: 16, ReadOnly: readOnly})
+			cancel()
+			if err == nil || !strings.Contains(err.Error(), file) || !strings.Contains(err.Error(), "is damaged") {
+				t.Errorf("without its %s, read-only %t: %v", name, readOnly, err)
+			}
+		}
+		if err := s.Remove("data"); err != nil {
+			t.Errorf("without its %s: %v", name, err)
+		}
+	}
+}
+
+// To look at a volume disturbs nobody who takes it.
+func TestInUseTakesNothing(t *testing.T) {
+	s := NewStore(paths.Layout{Data: t.TempDir()})
+	if err := s.Create(t.Context(), Info{Name: "data", SizeMiB: 16}); errors.Is(err, rootfs.ErrTool) {
+		t.Skip(err)
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	var looking sync.WaitGroup
+	stop := make(chan struct{})
+	for range 4 {
+		looking.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					s.InUse("data")
+				}
+			}
+		})
+	}
+	for i := range 2000 {
+		m := vm.Mount{Source: "data", ReadOnly: i%2 == 1}
+		h, err := s.Take(t.Context(), m)
+		if err != nil {
+			t.Errorf("while others look, read-only %t: %v", m.ReadOnly, err)
+			break
+		}
+		if !s.InUse("data") {
+			t.Errorf("it is held, read-only %t, and not in use", m.ReadOnly)
+		}
+		_ = h.Close()
+	}
+	close(stop)
+	looking.Wait()
+	if s.InUse("data") || s.InUse("none") {
+		t.Error("in use when nobody holds it")
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/fcvm/fcvm/internal/atomicfile"
+	"github.com/fcvm/fcvm/internal/ofdlock"
 	"github.com/fcvm/fcvm/internal/paths"
 	"github.com/fcvm/fcvm/internal/rootfs"
 	"github.com/fcvm/fcvm/internal/vm"
@@ -168,6 +169,9 @@ func (s *Store) Get(name string) (Info, error) {
 // Path is where a volume's disk lies.
 func (s *Store) Path(name string) string { return s.layout.Volume(name).Disk() }
 
+// takeTries is how often a volume may be removed while it is being taken.
+const takeTries = 5
+
 // Take holds a volume for a VM. One that is to be written, and is not there, is
 // made.
 func (s *Store) Take(ctx context.Context, m vm.Mount) (*Hold, error) {
@@ -175,16 +179,20 @@ func (s *Store) Take(ctx context.Context, m vm.Mount) (*Hold, error) {
 		return nil, err
 	}
 	d := s.layout.Volume(m.Source)
-	for {
+	var missing error
+	for range takeTries {
 		h, err := s.take(d, m)
 		if !errors.Is(err, fs.ErrNotExist) {
 			return h, err
 		}
+		missing = err
 		err = s.Create(ctx, Info{Name: m.Source, SizeMiB: m.SizeMiB})
 		if err != nil && !errors.Is(err, ErrExists) {
 			return nil, err
 		}
 	}
+	// It is there, and comes and goes in one step: not all of it is there.
+	return nil, fmt.Errorf("%w; the volume is damaged: put the file back, or remove %s", missing, d)
 }
 
 func (s *Store) take(d paths.VolumeDir, m vm.Mount) (*Hold, error) {
@@ -192,7 +200,7 @@ func (s *Store) take(d paths.VolumeDir, m vm.Mount) (*Hold, error) {
 	if err != nil {
 		return nil, fmt.Errorf("attach volume %s: %w", m.Source, err)
 	}
-	h, err := hold(f, d.Disk(), m.ReadOnly)
+	h, err := hold(f, d.Disk(), m.ReadOnly, ofdlock.Try)
 	if err != nil {
 		return nil, fmt.Errorf("attach volume %s: %w", m.Source, err)
 	}
@@ -204,9 +212,9 @@ func (s *Store) take(d paths.VolumeDir, m vm.Mount) (*Hold, error) {
 			err = fs.ErrNotExist
 		}
 	}
-	if err == nil && m.ReadOnly {
+	if err == nil {
 		var unclean bool
-		if _, unclean, err = lookAtDisk(d.Disk()); unclean {
+		if _, unclean, err = lookAtDisk(d.Disk()); unclean && m.ReadOnly {
 			err = errUnclean
 		}
 	}
@@ -217,14 +225,15 @@ func (s *Store) take(d paths.VolumeDir, m vm.Mount) (*Hold, error) {
 	return h, nil
 }
 
-// InUse reports whether a VM that runs uses a volume.
+// InUse reports whether a VM that runs uses a volume. It disturbs nobody who is
+// about to.
 func (s *Store) InUse(name string) bool {
-	h, err := s.take(s.layout.Volume(name), vm.Mount{Source: name})
+	f, err := os.Open(s.layout.Volume(name).Lock())
 	if err != nil {
-		return errors.Is(err, ErrInUse)
+		return false
 	}
-	_ = h.Close()
-	return false
+	defer func() { _ = f.Close() }()
+	return ofdlock.Held(f)
 }
 
 // Remove drops a volume with all that is in it. The error wraps ErrInUse when a
