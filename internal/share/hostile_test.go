@@ -3,6 +3,7 @@ package share
 import (
 	"errors"
 	"io"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -269,6 +270,24 @@ func TestOtherUsersSeeTheirFilesAsRoots(t *testing.T) {
 	}
 	if u, g := (ids{root: true}).toGuest(1000, 5); u != 1000 || g != 5 {
 		t.Errorf("%d:%d", u, g)
+	}
+}
+
+// What is older or newer than the format can say has the nearest time, and not one
+// of another century.
+func TestTimesBeyondTheFormat(t *testing.T) {
+	s, err := Open(t.TempDir(), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	for sec, want := range map[int64]uint32{
+		-1: 0, -1 << 40: 0, 0: 0, 2e9: 2e9, math.MaxUint32: math.MaxUint32, math.MaxUint32 + 1: math.MaxUint32, 1 << 40: math.MaxUint32,
+	} {
+		at := unix.Timespec{Sec: sec}
+		if a := s.attrs(&unix.Stat_t{Atim: at, Mtim: at}); a.Atime != want || a.Mtime != want {
+			t.Errorf("%d: read %d, written %d; want %d", sec, a.Atime, a.Mtime, want)
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package share
 import (
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -284,9 +285,12 @@ func (s *Share) attrs(st *unix.Stat_t) sftp.Attrs {
 	return sftp.Attrs{
 		Flags: sftp.AttrSize | sftp.AttrOwner | sftp.AttrMode | sftp.AttrTimes,
 		Size:  uint64(st.Size), UID: uid, GID: gid, Mode: st.Mode,
-		Atime: uint32(st.Atim.Sec), Mtime: uint32(st.Mtim.Sec),
+		Atime: seconds(st.Atim.Sec), Mtime: seconds(st.Mtim.Sec),
 	}
 }
+
+// seconds is the nearest time that the format has: from 1970 to 2106.
+func seconds(unixTime int64) uint32 { return uint32(min(max(unixTime, 0), math.MaxUint32)) }
 
 // set changes the attributes of an open file, of whatever kind.
 func (s *Share) set(fd int, a *sftp.Attrs) error {
