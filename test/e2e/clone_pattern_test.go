@@ -2,8 +2,12 @@ package e2e
 
 import (
 	"fmt"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/fcvm/fcvm/internal/paths"
 )
 
 // patternProgram keeps a pattern in memory and on disk, and writes to the disk
@@ -67,7 +71,8 @@ func TestClonesKeepTheirMemoryAndDisk(t *testing.T) {
 	memory := fmt.Sprint(384 + 2*mib)
 	detach(t, []string{"--name", "pattern", "--mem", memory, "--wait-ready", "log=^up,timeout=15m"}, "python3", "python3", "-c", patternProgram, fmt.Sprint(mib))
 	snapshotOf(t, "pattern", "patterned")
-	ids := append(clone(t, "-n", fmt.Sprint(clones), "--snapshot", "patterned"), "pattern")
+	original := describe(t, "pattern").ID
+	ids := append(clone(t, "-n", fmt.Sprint(clones), "--rm=false", "--snapshot", "patterned"), original)
 	for range 2 {
 		asked := make([]*vmProcess, len(ids))
 		for i, id := range ids {
@@ -89,6 +94,17 @@ func TestClonesKeepTheirMemoryAndDisk(t *testing.T) {
 	for _, id := range ids {
 		if r := fcvm(t, "exec", "--guest", id, "dmesg"); r.code != 0 || strings.Contains(r.stdout, "EXT4-fs error") || strings.Contains(r.stdout, "I/O error") {
 			t.Errorf("%s: the file system is not well: exit code %d\n%s", id, r.code, r.stdout)
+		}
+	}
+	// And as e2fsck finds it, when the guest has let go of it.
+	if r := fcvm(t, append([]string{"stop", "--time", "0"}, ids...)...); r.code != 0 {
+		t.Error(r.stderr)
+	}
+	layout := paths.Layout{Data: env.data}
+	for _, id := range ids {
+		disk := filepath.Join(string(layout.VM(id)), paths.ScratchName)
+		if out, err := exec.Command("e2fsck", "-f", "-n", disk).CombinedOutput(); err != nil {
+			t.Errorf("the disk of %s: %v\n%s", id, err, out)
 		}
 	}
 }
