@@ -256,6 +256,18 @@ func TestBuildImageLayers(t *testing.T) {
 			[]string{"linked"},
 		},
 		{
+			"a hard link to a file that its own layer deletes",
+			[][]entry{base, {hardlink("link", "linked"), file(".wh.linked", "", 0), hardlink("moved", "a/gone"), file("a/.wh..wh..opq", "", 0)}},
+			map[string]string{"link": "shared", "moved": "1", "a": "/"},
+			[]string{"linked", "a/gone", "a/keep"},
+		},
+		{
+			"a whiteout of a name that its own layer links",
+			[][]entry{base, {hardlink("o/link", "linked"), hardlink("f", "o/link"), file(".wh.f", "", 0), file("o/.wh..wh..opq", "", 0)}},
+			map[string]string{"o/link": "shared", "f": "shared", "linked": "shared"},
+			[]string{"o/old"},
+		},
+		{
 			"a name of a hard link is replaced",
 			[][]entry{base, {hardlink("link", "linked"), file("linked", "new", 0o644)}},
 			map[string]string{"link": "shared", "linked": "new"},

@@ -31,7 +31,7 @@ func (t *tree) hasFile(name string) bool {
 		if err != nil || dir == nil {
 			return false
 		}
-		n := dir.children[base]
+		n := dir.children[base].node
 		switch {
 		case n == nil || n.isDir():
 			return false

@@ -19,13 +19,23 @@ const (
 // node is one inode of the merged tree. Two names of one node are hard links.
 type node struct {
 	hdr      *tar.Header
-	children map[string]*node // of a directory
+	children map[string]child // of a directory
 	layer    int              // whose archive holds the content
 	seq      int              // which entry of that archive
-	touched  int              // the last layer that named this or something below it
+	touched  int              // the last layer that named something below this directory
 	pruned   int              // the last layer that hid what lower ones have in this directory
 	links    []string         // filled in when the tree is final
 }
+
+// child is a name in a directory. A layer hides names, so what it has named
+// itself is known for each of them: a node may have others, of lower layers.
+type child struct {
+	*node
+	named int // the last layer that named it
+}
+
+// lower reports whether a layer has named neither this nor anything below it.
+func (c child) lower(layer int) bool { return c.named < layer && c.touched < layer }
 
 func (n *node) isDir() bool     { return n.hdr.Typeflag == tar.TypeDir }
 func (n *node) isSymlink() bool { return n.hdr.Typeflag == tar.TypeSymlink }
@@ -68,7 +78,7 @@ func newTree(l Limits) *tree {
 func newDir(layer int) *node {
 	return &node{
 		hdr:      &tar.Header{Typeflag: tar.TypeDir, Mode: 0o755, ModTime: time.Unix(0, 0), Format: tar.FormatPAX},
-		children: map[string]*node{}, layer: layer, touched: layer, pruned: -1,
+		children: map[string]child{}, layer: layer, touched: layer, pruned: -1,
 	}
 }
 
@@ -136,14 +146,14 @@ func (t *tree) add(h *tar.Header, seq int) error {
 		return err
 	}
 	old := dir.children[base]
-	n := &node{hdr: hdr, layer: t.layer, seq: seq, touched: t.layer, pruned: -1}
+	n := &node{hdr: hdr, layer: t.layer, seq: seq, touched: -1, pruned: -1}
 	if h.Typeflag == tar.TypeDir {
-		n.children = map[string]*node{}
-		if old != nil && old.isDir() {
-			n.children, n.pruned = old.children, old.pruned
+		n.children = map[string]child{}
+		if old.node != nil && old.isDir() {
+			n.children, n.touched, n.pruned = old.children, old.touched, old.pruned
 		}
 	}
-	dir.children[base] = n
+	dir.children[base] = child{n, t.layer}
 	return nil
 }
 
@@ -163,8 +173,7 @@ func (t *tree) link(h *tar.Header, dirName, base string) error {
 	if base, err = t.keep(base); err != nil {
 		return err
 	}
-	target.touched = t.layer
-	dir.children[base] = target
+	dir.children[base] = child{target, t.layer}
 	return nil
 }
 
@@ -213,7 +222,7 @@ func (t *tree) linkTarget(h *tar.Header) (*node, error) {
 	}
 	var n *node
 	if dir != nil {
-		n = dir.children[base]
+		n = dir.children[base].node
 	}
 	if n == nil || n.isDir() {
 		return nil, fmt.Errorf("%w: hard link %q to %q, which is no file", ErrCorrupt, h.Name, h.Linkname)
@@ -247,7 +256,7 @@ func (t *tree) dir(name string, create bool) (*node, error) {
 			}
 			continue
 		}
-		next := cur.children[part]
+		next := cur.children[part].node
 		switch {
 		case next == nil && !create:
 			return nil, nil
@@ -260,7 +269,7 @@ func (t *tree) dir(name string, create bool) (*node, error) {
 				return nil, err
 			}
 			next = newDir(t.layer)
-			cur.children[part] = next
+			cur.children[part] = child{next, t.layer}
 		case next.isSymlink():
 			if hops++; hops > maxHops {
 				return nil, fmt.Errorf("%w: symbolic links loop at %q", ErrUnsafe, part)
@@ -300,11 +309,11 @@ func (t *tree) whiteout(dirName, base string) error {
 		return nil
 	}
 	name := strings.TrimPrefix(base, whiteoutPrefix)
-	if child := dir.children[name]; child != nil {
-		if child.touched < t.layer {
+	if c, ok := dir.children[name]; ok {
+		if c.lower(t.layer) {
 			delete(dir.children, name)
 		} else {
-			t.prune(child)
+			t.prune(c.node)
 		}
 	}
 	return nil
@@ -318,10 +327,10 @@ func (t *tree) prune(dir *node) {
 	}
 	dir.pruned = t.layer
 	for name, c := range dir.children {
-		if c.touched < t.layer {
+		if c.lower(t.layer) {
 			delete(dir.children, name)
 		} else {
-			t.prune(c)
+			t.prune(c.node)
 		}
 	}
 }
@@ -338,11 +347,11 @@ func (t *tree) walk(f func(name string, n *node) error) error {
 		slices.Sort(names)
 		for _, name := range names {
 			c := dir.children[name]
-			if err := f(prefix+name, c); err != nil {
+			if err := f(prefix+name, c.node); err != nil {
 				return err
 			}
 			if c.isDir() {
-				if err := down(prefix+name+"/", c); err != nil {
+				if err := down(prefix+name+"/", c.node); err != nil {
 					return err
 				}
 			}
