@@ -20,9 +20,12 @@ const (
 	xattrSpace = 4096 - 36 // of one block, less its header and end mark
 )
 
-// maxTime is the last second before a 32-bit time overflows: the converter
-// does not set the bits that extend it. Before 1970 is 1970.
-var maxTime = time.Unix(math.MaxInt32, 0)
+// The first and last second, in 1901 and 2310, that diskTime can tell the
+// converter. An inode's own end is 2446.
+const (
+	minTime = -1 << 31
+	maxTime = 1<<33 + 1<<31 - 1
+)
 
 // sanitize returns what an entry's header says that goes into the file
 // system: type, owner, mode, time, extended attributes, link and device
@@ -30,7 +33,7 @@ var maxTime = time.Unix(math.MaxInt32, 0)
 func (t *tree) sanitize(h *tar.Header) (*tar.Header, error) {
 	out := &tar.Header{
 		Typeflag: h.Typeflag, Mode: h.Mode & 0o7777, Uid: h.Uid, Gid: h.Gid,
-		ModTime: clampTime(h.ModTime), Format: tar.FormatPAX,
+		ModTime: diskTime(h.ModTime), Format: tar.FormatPAX,
 	}
 	if h.Uid < 0 || int64(h.Uid) >= math.MaxUint32 || h.Gid < 0 || int64(h.Gid) >= math.MaxUint32 {
 		return nil, fmt.Errorf("%w: entry %q belongs to %d:%d", ErrCorrupt, h.Name, h.Uid, h.Gid)
@@ -75,14 +78,18 @@ func (t *tree) count(h *tar.Header) error {
 	return nil
 }
 
-func clampTime(m time.Time) time.Time {
-	switch {
-	case m.Unix() < 0:
-		return time.Unix(0, 0)
-	case m.After(maxTime):
-		return maxTime
+// diskTime returns the time that makes the converter write m. It puts the lower
+// 34 bits of the seconds into an inode as they are, where ext4 has a signed
+// number of 32 bits and how often 2^32 is to be added to it: the two differ
+// before 1970, and from 2038 on. What is out of range becomes its end.
+func diskTime(m time.Time) time.Time {
+	s, ns := m.Unix(), int64(m.Nanosecond())
+	if s < minTime || s > maxTime {
+		s, ns = min(max(s, minTime), maxTime), 0
 	}
-	return m
+	low := int32(s) //nolint:gosec // it is meant to be cut off
+	epoch := (s - int64(low)) >> 32
+	return time.Unix(epoch<<32|int64(uint32(low)), ns)
 }
 
 // xattrs returns the extended attributes as PAX records. Those that ext4 has

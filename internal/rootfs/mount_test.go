@@ -7,11 +7,15 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -32,6 +36,68 @@ func mount(t *testing.T, disk string) string {
 		}
 	})
 	return at
+}
+
+// TestBuildImageTimes: an image's times are what the kernel reads, from 1901 to
+// 2310.
+func TestBuildImageTimes(t *testing.T) {
+	at := func(year int, month time.Month, day, ns int) time.Time {
+		return time.Date(year, month, day, 3, 14, 7, ns, time.UTC)
+	}
+	tests := map[string]struct{ has, want time.Time }{
+		"now":          {testTime, testTime},
+		"a second ago": {time.Unix(-1, 500), time.Unix(-1, 500)},
+		"1969":         {at(1969, 7, 20, 123), at(1969, 7, 20, 123)},
+		"1901":         {time.Unix(math.MinInt32, 7), time.Unix(math.MinInt32, 7)},
+		"1800":         {at(1800, 1, 1, 5), time.Unix(math.MinInt32, 0)},
+		"2038":         {at(2038, 1, 19, 0), at(2038, 1, 19, 0)},
+		"2038 over":    {time.Unix(1<<31, 9), time.Unix(1<<31, 9)},
+		"2100":         {at(2100, 2, 3, 999_999_999), at(2100, 2, 3, 999_999_999)},
+		"2106 over":    {time.Unix(1<<32, 0), time.Unix(1<<32, 0)},
+		"2200":         {at(2200, 1, 1, 1), at(2200, 1, 1, 1)},
+		"2310":         {time.Unix(10737418239, 3), time.Unix(10737418239, 3)},
+		"2311":         {at(2311, 1, 1, 8), time.Unix(10737418239, 0)},
+	}
+	var entries []entry
+	for name, tt := range tests {
+		e := file(name, "x", 0o644)
+		if name == "2100" {
+			e = dir(name, 0o755)
+		}
+		e.ModTime = tt.has
+		entries = append(entries, e)
+	}
+	disk := build(t, Options{}, layer(t, entries...))
+	for name, tt := range tests {
+		// The seconds, then two bits for each 2^32 of them and the fraction.
+		out := debugfsAll(t, disk, []string{"stat \"/" + name + "\""})[0]
+		m := regexp.MustCompile(`mtime: 0x(\w+):(\w+) --`).FindStringSubmatch(out)
+		if m == nil {
+			t.Fatalf("no time in %s", out)
+		}
+		low, err := strconv.ParseUint(m[1], 16, 32)
+		if err != nil {
+			t.Fatal(err)
+		}
+		extra, err := strconv.ParseUint(m[2], 16, 32)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := time.Unix(int64(int32(low))+int64(extra&3)<<32, int64(extra>>2))
+		if !got.Equal(tt.want) {
+			t.Errorf("%s: got %s, want %s", name, got.UTC(), tt.want.UTC())
+		}
+	}
+	mounted := mount(t, disk)
+	for name, tt := range tests {
+		st, err := os.Stat(filepath.Join(mounted, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !st.ModTime().Equal(tt.want) {
+			t.Errorf("%s: the kernel reads %s, want %s", name, st.ModTime().UTC(), tt.want.UTC())
+		}
+	}
 }
 
 // acl is a POSIX ACL as getxattr(2) has it: u::rw-, u:1000:rw-, g::r--, m::rw-, o::r--.
