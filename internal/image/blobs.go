@@ -37,6 +37,15 @@ type Layer struct {
 	MediaType string `json:"media_type"`
 }
 
+// sizeOf is the bytes of all layers together.
+func sizeOf(layers []Layer) int64 {
+	var total int64
+	for _, l := range layers {
+		total += l.Size
+	}
+	return total
+}
+
 // layerList is layers.json of an entry.
 type layerList struct {
 	Schema int     `json:"schema"`

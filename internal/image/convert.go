@@ -19,7 +19,7 @@ import (
 // with c.keep its layers. Of several processes that want the same image one
 // works and the others wait.
 func (s *Store) obtain(ctx context.Context, c *content, r reference, want platform, o EnsureOptions) (Image, error) {
-	if rec, img, err := s.lookup(c.id); err == nil && s.hasAll(c) {
+	if rec, img, err := s.lookup(c.id); err == nil && !c.again && s.hasAll(c) {
 		return img, checkPlatform(want, rec.Platform)
 	}
 	l, err := takeLock(ctx, s.lockFor(c.id), func() {
@@ -30,6 +30,11 @@ func (s *Store) obtain(ctx context.Context, c *content, r reference, want platfo
 	}
 	defer l.release()
 	rec, img, err := s.lookup(c.id)
+	if err == nil && c.again {
+		if err := s.dropDamage(ctx, c.id, o.Progress); err != nil {
+			return Image{}, s.diskError(err)
+		}
+	}
 	if err == nil && s.hasAll(c) {
 		return img, checkPlatform(want, rec.Platform)
 	}
@@ -44,7 +49,7 @@ func (s *Store) obtain(ctx context.Context, c *content, r reference, want platfo
 	}
 	defer func() { _ = blobs.Close() }()
 	if err == nil { // the disk is there, made of a source that keeps its layers itself
-		return img, s.diskError(s.keep(ctx, c, want, o.Progress))
+		return img, s.diskError(s.keep(ctx, c, r, want, o.Progress))
 	}
 	if err := s.convert(ctx, c, r, want, o.Progress, work); err != nil {
 		return Image{}, s.diskError(err)
@@ -54,19 +59,60 @@ func (s *Store) obtain(ctx context.Context, c *content, r reference, want platfo
 	return img, err
 }
 
-// hasAll reports whether an image that has a disk has all its layers, if they
-// are to be kept.
+// hasAll reports whether an image that has a disk has its configuration and
+// all its layers, if they are to be kept.
 func (s *Store) hasAll(c *content) bool {
-	return !c.keep || len(s.keptLayers(c.id)) == len(c.layers)
+	if !c.keep {
+		return true
+	}
+	kept := s.keptLayers(c.id)
+	for _, l := range kept {
+		if !s.hasBlob(l.Digest, l.Size) {
+			return false
+		}
+	}
+	_, err := os.Stat(filepath.Join(s.entry(c.id), configName))
+	return err == nil && len(kept) == len(c.layers)
+}
+
+// dropDamage removes those layers of an image, and its configuration, that are
+// not what their digests say.
+func (s *Store) dropDamage(ctx context.Context, id string, p progress.Reporter) (err error) {
+	layers := s.keptLayers(id)
+	if len(layers) == 0 {
+		return nil
+	}
+	task := p.Task("check "+short(id), sizeOf(layers))
+	defer func() { task.Done(err) }()
+	bad, err := s.dropDamaged(ctx, layers, task.Add)
+	if err != nil {
+		return err
+	}
+	if len(bad) > 0 {
+		p.Note(fmt.Sprintf("%d layers of %s were damaged in the cache: they are replaced", len(bad), short(id)))
+	}
+	if _, err := s.keptConfig(id); errors.Is(err, ErrCorrupt) {
+		return os.Remove(filepath.Join(s.entry(id), configName))
+	}
+	return nil
 }
 
 // keep puts the layers of an image beside its disk.
-func (s *Store) keep(ctx context.Context, c *content, want platform, p progress.Reporter) error {
+func (s *Store) keep(ctx context.Context, c *content, r reference, want platform, p progress.Reporter) error {
 	cf, err := checkedConfig(ctx, c, want)
 	if err != nil {
 		return err
 	}
-	kept, err := s.fetch(ctx, c, p)
+	layers, kept, err := s.layers(ctx, c, cf, p)
+	if err != nil {
+		return err
+	}
+	err = checkLayers(ctx, layers, p)
+	if errors.Is(err, ErrCorrupt) {
+		if layers, kept, err = s.layersAgain(ctx, c, cf, r, p, err); err == nil {
+			err = checkLayers(ctx, layers, p)
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -74,6 +120,19 @@ func (s *Store) keep(ctx context.Context, c *content, want platform, p progress.
 		return err
 	}
 	return s.writeJSON(filepath.Join(s.entry(c.id), layersName), layerList{Schema: recordSchema, Layers: kept})
+}
+
+// checkLayers reads layers to compare their content with the configuration's
+// digests of it. Who makes a disk of them has that done on the way.
+func checkLayers(ctx context.Context, layers []rootfs.Layer, p progress.Reporter) (err error) {
+	task := p.Task("check layers", 0)
+	defer func() { task.Done(err) }()
+	for _, l := range layers {
+		if _, err := rootfs.Uncompress(ctx, l, taskWriter{task}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func checkPlatform(want platform, have string) error {
@@ -145,9 +204,9 @@ func (s *Store) make(ctx context.Context, c *content, r reference, want platform
 	return made, errors.Join(s.writeConfig(made, cf.raw), s.writeJSON(filepath.Join(made, recordName), rec))
 }
 
-// buildAgain makes the disk once more when layers that were in the cache
-// already have been damaged there: they are fetched again.
-func (s *Store) buildAgain(ctx context.Context, c *content, cf configFile, r reference, p progress.Reporter, disk string, cause error) (int64, error) {
+// layersAgain fetches layers again that were in the cache already and have
+// been damaged there. If there are none, cause is the error.
+func (s *Store) layersAgain(ctx context.Context, c *content, cf configFile, r reference, p progress.Reporter, cause error) ([]rootfs.Layer, []Layer, error) {
 	kept := make([]Layer, 0, len(c.layers))
 	for _, b := range c.layers {
 		if b.digest != "" {
@@ -156,10 +215,15 @@ func (s *Store) buildAgain(ctx context.Context, c *content, cf configFile, r ref
 	}
 	bad, err := s.dropDamaged(ctx, kept, nil)
 	if err != nil || len(bad) == 0 {
-		return 0, errors.Join(cause, err)
+		return nil, nil, errors.Join(cause, err)
 	}
 	p.Note(fmt.Sprintf("fetching %d layers of %s again: they were damaged in the cache", len(bad), r.text))
-	layers, _, err := s.layers(ctx, c, cf, p)
+	return s.layers(ctx, c, cf, p)
+}
+
+// buildAgain makes the disk once more, of layers that were fetched again.
+func (s *Store) buildAgain(ctx context.Context, c *content, cf configFile, r reference, p progress.Reporter, disk string, cause error) (int64, error) {
+	layers, _, err := s.layersAgain(ctx, c, cf, r, p, cause)
 	if err != nil {
 		return 0, err
 	}

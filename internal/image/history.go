@@ -67,15 +67,21 @@ func (s *Store) Details(ctx context.Context, e Entry) (Details, error) {
 // rawConfig is the configuration as the image has it, checked against the
 // image's digest.
 func (s *Store) rawConfig(ctx context.Context, digest string) ([]byte, error) {
-	f, err := os.Open(filepath.Join(s.entry(digest), configName))
-	if errors.Is(err, fs.ErrNotExist) { // an older fcvm has made it
-		c, err := s.findSource(ctx, digest)
-		if err != nil {
-			return nil, err
-		}
-		defer c.close()
-		return c.config(ctx)
+	raw, err := s.keptConfig(digest)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return raw, err
 	}
+	c, err := s.findSource(ctx, digest) // an older fcvm has made it
+	if err != nil {
+		return nil, err
+	}
+	defer c.close()
+	return c.config(ctx)
+}
+
+// keptConfig is rawConfig's answer from the cache alone.
+func (s *Store) keptConfig(digest string) ([]byte, error) {
+	f, err := os.Open(filepath.Join(s.entry(digest), configName))
 	if err != nil {
 		return nil, err
 	}

@@ -80,7 +80,7 @@ func (s *Store) loadFiles(ctx context.Context, fsys files, o LoadOptions, as nam
 }
 
 func (s *Store) loadMember(ctx context.Context, m member, want platform, o LoadOptions) (Loaded, error) {
-	m.c.keep = true
+	m.c.keep, m.c.again = true, true
 	r := reference{text: short(m.c.id)}
 	if len(m.names) > 0 {
 		r.text = fullName(m.names[0])

@@ -56,6 +56,9 @@ type content struct {
 	config func(context.Context) ([]byte, error)
 	// keep says that the cache keeps the layers, too.
 	keep bool
+	// again says that somebody brings it, perhaps because what the cache has of
+	// it is damaged: that is read, and replaced where need be.
+	again bool
 	// manifest is the digest of what the reference names in a registry, an
 	// index or a manifest; empty elsewhere.
 	manifest string

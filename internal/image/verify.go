@@ -63,11 +63,7 @@ func (s *Store) Verify(ctx context.Context, e Entry, o VerifyOptions) (Verdict, 
 // examine returns the layers that are damaged, and what is wrong with the
 // configuration and the disk.
 func (s *Store) examine(ctx context.Context, e Entry, p progress.Reporter) (bad []Layer, config, disk, err error) {
-	total := e.DiskSize
-	for _, l := range e.Layers {
-		total += l.Size
-	}
-	task := p.Task("verify "+short(e.Digest), total)
+	task := p.Task("verify "+short(e.Digest), e.DiskSize+sizeOf(e.Layers))
 	defer func() { task.Done(err) }()
 	for _, l := range e.Layers {
 		sum, err := sumFile(ctx, s.blob(l.Digest), task.Add)
@@ -172,7 +168,7 @@ func (s *Store) findOrigin(ctx context.Context, e Entry, a Access) (*content, er
 		failed = append(failed, err)
 	}
 	if len(failed) == 0 {
-		return nil, fmt.Errorf("%w: it was loaded or imported, so no registry has it: load it again", ErrNotFound)
+		return nil, fmt.Errorf("%w: it was loaded or imported, so no registry has it: load it again, which replaces what is damaged, then verify it again", ErrNotFound)
 	}
 	return nil, errors.Join(failed...)
 }
