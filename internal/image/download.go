@@ -15,17 +15,6 @@ import (
 	"github.com/fcvm/fcvm/internal/rootfs"
 )
 
-// How a download that breaks is tried again. A try that gets further than all
-// before it does not count.
-const (
-	downloadTries = 5
-	firstBackoff  = 200 * time.Millisecond
-	maxBackoff    = 10 * time.Second
-)
-
-// errBroken: a download ended early; another try may help.
-var errBroken = errors.New("the connection broke")
-
 // download stores a blob in a file and checks it. What the file has already,
 // of a download that broke, is not asked for again if the source can help it.
 func download(ctx context.Context, b blob, file string, p progress.Reporter) (err error) {
@@ -83,7 +72,7 @@ func (d *transfer) run(ctx context.Context) error {
 			return err
 		case d.have > best:
 			best, try, backoff = d.have, 0, firstBackoff
-		case try >= downloadTries:
+		case try >= requestTries:
 			return err
 		}
 		select {

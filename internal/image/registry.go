@@ -18,6 +18,8 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+
+	"github.com/fcvm/fcvm/internal/rootfs"
 )
 
 const (
@@ -87,7 +89,7 @@ func (s *Store) findAt(ctx context.Context, e endpoint, helpers []string, want p
 	if err != nil {
 		return nil, err
 	}
-	d, err := reg.puller.Get(ctx, reg.ref)
+	d, err := reg.get(ctx, reg.ref)
 	if err == nil && int64(len(d.Manifest)) > s.limits().Manifest {
 		err = fmt.Errorf("%w: a manifest of %d bytes", ErrTooLarge, len(d.Manifest))
 	}
@@ -135,8 +137,12 @@ func openRepository(ctx context.Context, e endpoint, helpers []string, a Access)
 	if err != nil {
 		return repository{}, err
 	}
-	rt, err := transport.NewWithContext(ctx, ref.Context().Registry, auth,
-		transport.NewUserAgent(transport.NewRetry(secureTransport{base, plain}), "fcvm"), []string{ref.Scope(transport.PullScope)})
+	var rt http.RoundTripper
+	err = retry(ctx, func() (err error) {
+		rt, err = transport.NewWithContext(ctx, ref.Context().Registry, auth,
+			transport.NewUserAgent(secureTransport{base, plain}, "fcvm"), []string{ref.Scope(transport.PullScope)})
+		return err
+	})
 	if err != nil {
 		g.close()
 		return repository{}, g.explain(ctx, err)
@@ -164,6 +170,15 @@ func (g repository) digest(d v1.Descriptor) name.Digest {
 	return g.ref.Context().Digest(d.Digest.String())
 }
 
+// get reads a manifest, and checks it if it is named by its digest.
+func (g repository) get(ctx context.Context, ref name.Reference) (d *remote.Descriptor, err error) {
+	err = retry(ctx, func() (err error) {
+		d, err = g.puller.Get(ctx, ref)
+		return err
+	})
+	return d, err
+}
+
 // read reads a manifest or a configuration.
 func (g repository) read(ctx context.Context, d v1.Descriptor, limit int64) ([]byte, error) {
 	if err := checkDescriptor(d); err != nil {
@@ -173,7 +188,7 @@ func (g repository) read(ctx context.Context, d v1.Descriptor, limit int64) ([]b
 		return nil, fmt.Errorf("%w: blob %s has %d bytes", ErrTooLarge, d.Digest, d.Size)
 	}
 	if d.MediaType.IsImage() || d.MediaType.IsIndex() {
-		m, err := g.puller.Get(ctx, g.digest(d)) // checks the digest
+		m, err := g.get(ctx, g.digest(d))
 		if err != nil {
 			return nil, g.explain(ctx, err)
 		}
@@ -182,12 +197,20 @@ func (g repository) read(ctx context.Context, d v1.Descriptor, limit int64) ([]b
 		}
 		return m.Manifest, nil
 	}
-	r, err := g.open(ctx, d)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = r.Close() }()
-	return readAll(r, d, limit)
+	var b []byte
+	err := retry(ctx, func() error {
+		r, err := g.open(ctx, d)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = r.Close() }()
+		in := &rootfs.FailReader{R: r}
+		if b, err = readAll(in, d, limit); in.Err != nil {
+			err = fmt.Errorf("%w: %w: blob %s: %w", ErrRegistry, errBroken, d.Digest, in.Err)
+		}
+		return err
+	})
+	return b, err
 }
 
 func (g repository) layer(d v1.Descriptor) blob {
@@ -221,14 +244,11 @@ func (g repository) openAt(ctx context.Context, d v1.Descriptor, at int64) (io.R
 	}
 	resp, err := g.client.Do(req)
 	if err != nil {
-		if ctx.Err() == nil && !errors.Is(err, errPlainHTTP) {
-			err = fmt.Errorf("%w: %w", errBroken, err)
-		}
-		return nil, g.explain(ctx, err)
+		return nil, g.broken(ctx, err)
 	}
 	if err := checkAnswer(resp, d, at); err != nil {
 		_ = resp.Body.Close()
-		return nil, g.explain(ctx, err)
+		return nil, g.broken(ctx, err)
 	}
 	watch := &stallReader{ReadCloser: resp.Body}
 	watch.timer = time.AfterFunc(stallTimeout, func() { _ = resp.Body.Close() })
@@ -238,10 +258,7 @@ func (g repository) openAt(ctx context.Context, d v1.Descriptor, at int64) (io.R
 // checkAnswer looks at how a registry begins to answer a request for a blob
 // from an offset on.
 func checkAnswer(resp *http.Response, d v1.Descriptor, at int64) error {
-	switch {
-	case resp.StatusCode >= http.StatusInternalServerError || resp.StatusCode == http.StatusTooManyRequests:
-		return fmt.Errorf("%w: %w", errBroken, transport.CheckError(resp, http.StatusOK))
-	case at > 0 && resp.StatusCode == http.StatusRequestedRangeNotSatisfiable, at > 0 && resp.StatusCode == http.StatusOK:
+	if at > 0 && (resp.StatusCode == http.StatusRequestedRangeNotSatisfiable || resp.StatusCode == http.StatusOK) {
 		return errNoRange
 	}
 	if err := transport.CheckError(resp, http.StatusOK, http.StatusPartialContent); err != nil {
@@ -303,6 +320,15 @@ func isLoopback(host string) bool {
 	return ip != nil && ip.IsLoopback()
 }
 
+// broken explains an error, and marks one that may pass.
+func (g repository) broken(ctx context.Context, err error) error {
+	told := g.explain(ctx, err)
+	if ctx.Err() == nil && mayPass(err) {
+		return fmt.Errorf("%w: %w", errBroken, told)
+	}
+	return told
+}
+
 // explain says in the person's words what a registry's error means.
 func (g repository) explain(ctx context.Context, err error) error {
 	for _, own := range []error{errNoRange, ErrReference, ErrNotFound, ErrRegistry, ErrUnauthorized, ErrPlatform, ErrCorrupt, ErrUnsafe, ErrTooLarge} {
@@ -316,11 +342,7 @@ func (g repository) explain(ctx context.Context, err error) error {
 	host := g.host()
 	var te *transport.Error
 	if errors.As(err, &te) {
-		told := g.explainStatus(host, te)
-		if errors.Is(err, errBroken) {
-			return fmt.Errorf("%w: %w", errBroken, told)
-		}
-		return told
+		return g.explainStatus(host, te)
 	}
 	var dns *net.DNSError
 	if errors.As(err, &dns) && dns.IsNotFound {
