@@ -123,6 +123,9 @@ func (r *registries) merge(path string) error {
 		if c.Prefix == "" {
 			return fmt.Errorf("read registries: %s: a [[registry]] has neither prefix nor location", path)
 		}
+		if slices.ContainsFunc(c.Mirrors, func(m mirrorConfig) bool { return m.Location == "" }) {
+			return fmt.Errorf("read registries: %s: a mirror of %s has no location", path, c.Prefix)
+		}
 		r.Registries = slices.DeleteFunc(r.Registries, func(o registryConfig) bool { return o.Prefix == c.Prefix })
 		r.Registries = append(r.Registries, c)
 	}
@@ -202,8 +205,8 @@ func (r *registries) endpoints(ref name.Reference) ([]endpoint, error) {
 	var out []endpoint
 	add := func(location string, insecure bool) error {
 		text := full
-		if location != "" && !strings.HasPrefix(c.Prefix, "*.") {
-			text = location + strings.TrimPrefix(full, c.Prefix)
+		if location != "" {
+			text = location + full[prefixLength(full, c.Prefix):]
 		}
 		var o []name.Option
 		if insecure {
@@ -233,23 +236,29 @@ func (r *registries) find(full string) (registryConfig, bool) {
 	var best registryConfig
 	found := false
 	for _, c := range r.Registries {
-		if hasNamePrefix(full, c.Prefix) && (!found || len(c.Prefix) > len(best.Prefix)) {
+		if prefixLength(full, c.Prefix) >= 0 && (!found || len(c.Prefix) > len(best.Prefix)) {
 			best, found = c, true
 		}
 	}
 	return best, found
 }
 
-// hasNamePrefix compares whole components. "*.example.com" fits all hosts
-// below example.com.
-func hasNamePrefix(full, prefix string) bool {
-	if domain, ok := strings.CutPrefix(prefix, "*"); ok {
-		host, _, _ := strings.Cut(full, "/")
-		host, _, _ = strings.Cut(host, ":")
-		return strings.HasSuffix(host, domain)
+// prefixLength is how much of a name a prefix stands for, whole components; -1:
+// it does not fit. "*.example.com" stands for any host below example.com,
+// without its port.
+func prefixLength(full, prefix string) int {
+	if domain, ok := strings.CutPrefix(prefix, "*."); ok {
+		host := full[:max(0, strings.IndexAny(full, ":/"))]
+		if strings.HasSuffix(host, "."+domain) {
+			return len(host)
+		}
+		return -1
 	}
 	rest, ok := strings.CutPrefix(full, prefix)
-	return ok && (rest == "" || strings.ContainsRune("/:@", rune(rest[0])))
+	if ok && (rest == "" || strings.ContainsRune("/:@", rune(rest[0]))) {
+		return len(prefix)
+	}
+	return -1
 }
 
 // fullName is a reference as people write it in full.

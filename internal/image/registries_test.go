@@ -83,6 +83,20 @@ prefix = "*.corp.example"
 insecure = true
 
 [[registry]]
+prefix = "*.wild.example"
+[[registry.mirror]]
+location = "mirror.lan/wild"
+insecure = true
+
+[[registry]]
+prefix = "*.moved.example"
+location = "new.example/moved"
+
+[[registry]]
+prefix = "*.deep.wild.example"
+location = "deep.example"
+
+[[registry]]
 prefix = "old.example/team"
 location = "new.example/group/team"
 `)
@@ -92,14 +106,20 @@ location = "new.example/group/team"
 	}
 	sum := "sha256:" + strings.Repeat("a", 64)
 	tests := map[string]string{
-		"docker.io/library/nginx:1": "mirror.lan/hub/library/nginx:1(insecure) docker.io/library/nginx:1",
-		"docker.io/x/y@" + sum:      "mirror.lan/hub/x/y@" + sum + "(insecure) digests.lan/x/y@" + sum + " docker.io/x/y@" + sum,
-		"docker.io/secrets/y:1":     "mirror.lan/hub/secrets/y:1(insecure) docker.io/secrets/y:1",
-		"docker.io/secret/y:1":      "blocked",
-		"a.corp.example/x:1":        "a.corp.example/x:1(insecure)",
-		"corp.example/x:1":          "corp.example/x:1",
-		"old.example/team/app:1":    "new.example/group/team/app:1",
-		"old.example/teams/app:1":   "old.example/teams/app:1",
+		"docker.io/library/nginx:1":        "mirror.lan/hub/library/nginx:1(insecure) docker.io/library/nginx:1",
+		"docker.io/x/y@" + sum:             "mirror.lan/hub/x/y@" + sum + "(insecure) digests.lan/x/y@" + sum + " docker.io/x/y@" + sum,
+		"docker.io/secrets/y:1":            "mirror.lan/hub/secrets/y:1(insecure) docker.io/secrets/y:1",
+		"docker.io/secret/y:1":             "blocked",
+		"a.corp.example/x:1":               "a.corp.example/x:1(insecure)",
+		"corp.example/x:1":                 "corp.example/x:1",
+		"a.corp.example:50/x:1":            "a.corp.example:50/x:1(insecure)",
+		"a.b.wild.example/x/y:1":           "mirror.lan/wild/x/y:1(insecure) a.b.wild.example/x/y:1",
+		"wild.example/x:1":                 "wild.example/x:1",
+		"other.example/a.wild.example/x:1": "other.example/a.wild.example/x:1",
+		"a.moved.example/x@" + sum:         "new.example/moved/x@" + sum,
+		"a.deep.wild.example:50/x:1":       "deep.example:50/x:1",
+		"old.example/team/app:1":           "new.example/group/team/app:1",
+		"old.example/teams/app:1":          "old.example/teams/app:1",
 	}
 	for text, want := range tests {
 		names, err := r.meanings(text)
@@ -120,6 +140,19 @@ location = "new.example/group/team"
 		}
 		if s := strings.Join(got, " "); s != want {
 			t.Errorf("%s: got %s, want %s", text, s, want)
+		}
+	}
+}
+
+func TestLoadRegistriesRefuses(t *testing.T) {
+	for text, want := range map[string]string{
+		"[[registry]]\ninsecure = true\n":                                              "neither prefix nor location",
+		"[[registry]]\nprefix = \"a.example\"\n[[registry.mirror]]\ninsecure = true\n": "a mirror of a.example has no location",
+		"[[registry]\n": "registries.conf",
+	} {
+		writeConf(t, text)
+		if _, err := loadRegistries(os.Getenv); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: got %v, want an error that says %q", text, err, want)
 		}
 	}
 }
