@@ -155,6 +155,8 @@ func byName(list []v1.Descriptor, r reference) ([]v1.Descriptor, error) {
 		return nil, fmt.Errorf("%w: %s holds no image", ErrNotFound, r.path)
 	case r.tag == "" && len(names) > 1:
 		return nil, severalMembers(r, names)
+	case len(found) > 1 && !slices.ContainsFunc(found, func(d v1.Descriptor) bool { return platformOf(d.Platform) != platform{} }):
+		return nil, fmt.Errorf("%w: %s holds %d images that nothing tells apart: take them all with: fcvm image load", ErrReference, r.path, len(found))
 	}
 	return found, nil
 }

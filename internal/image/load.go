@@ -19,6 +19,13 @@ type LoadOptions struct {
 	Progress progress.Reporter // nil: progress.Discard
 }
 
+func (o LoadOptions) reporter() progress.Reporter {
+	if o.Progress == nil {
+		return progress.Discard
+	}
+	return o.Progress
+}
+
 // Loaded is an image that has come into the cache.
 type Loaded struct {
 	Digest string
@@ -27,7 +34,8 @@ type Loaded struct {
 
 // Load takes all images of an archive that docker save or podman save made,
 // or an OCI archive, plain or compressed with gzip, zstd, xz or bzip2, into the
-// cache, under the names that they have in it. in is read from its start if it
+// cache, under the names that they have in it. Those for another platform are
+// left out, unless there are no others. in is read from its start if it
 // is a file, else to its end.
 func (s *Store) Load(ctx context.Context, in *os.File, o LoadOptions) ([]Loaded, error) {
 	f, err := s.seekable(ctx, in)
@@ -69,12 +77,26 @@ func (s *Store) loadFiles(ctx context.Context, fsys files, o LoadOptions, as nam
 		list[0].names = []name.Reference{as}
 	}
 	var out []Loaded
+	var others []error // images that do not run here
 	for _, m := range list {
-		l, err := s.loadMember(ctx, m, want, o)
-		if err != nil {
-			return out, err
+		l, err := Loaded{}, m.err
+		if err == nil {
+			l, err = s.loadMember(ctx, m, want, o)
 		}
-		out = append(out, l)
+		switch {
+		case errors.Is(err, ErrPlatform):
+			others = append(others, err)
+		case err != nil:
+			return out, err
+		default:
+			out = append(out, l)
+		}
+	}
+	if len(out) == 0 {
+		return nil, errors.Join(others...)
+	}
+	for _, err := range others {
+		o.reporter().Note("skipped: " + err.Error())
 	}
 	return out, nil
 }
@@ -85,11 +107,7 @@ func (s *Store) loadMember(ctx context.Context, m member, want platform, o LoadO
 	if len(m.names) > 0 {
 		r.text = fullName(m.names[0])
 	}
-	rep := o.Progress
-	if rep == nil {
-		rep = progress.Discard
-	}
-	img, err := s.obtain(ctx, m.c, r, want, EnsureOptions{Progress: rep})
+	img, err := s.obtain(ctx, m.c, r, want, EnsureOptions{Progress: o.reporter()})
 	if err == nil {
 		err = s.hold(&img)
 	}

@@ -19,6 +19,7 @@ import (
 type member struct {
 	c     *content
 	names []name.Reference
+	err   error // that it is for another platform; nothing else is known of it then
 }
 
 // maxMembers bounds the images of one archive.
@@ -68,7 +69,8 @@ func dockerMembers(fsys files, raw []byte, lim Limits) ([]member, error) {
 	return out, nil
 }
 
-// ociMembers takes what has the same name for one image on several platforms.
+// ociMembers takes what has the same name for one image on several platforms,
+// and so what has none, as far as the platforms differ.
 func ociMembers(ctx context.Context, fsys files, raw []byte, want platform, lim Limits) ([]member, error) {
 	idx, err := v1.ParseIndexManifest(bytes.NewReader(raw))
 	if err != nil {
@@ -78,11 +80,15 @@ func ociMembers(ctx context.Context, fsys files, raw []byte, want platform, lim 
 		return nil, fmt.Errorf("%w: %d images", ErrTooLarge, len(idx.Manifests))
 	}
 	groups := map[string][]v1.Descriptor{}
+	nameless := map[platform]bool{}
 	var order []string
 	for i, d := range idx.Manifests {
 		key := layoutName(d)
-		if key == "" && d.Platform == nil { // without a name it is an image of its own
-			key = fmt.Sprintf("#%d", i)
+		if p := platformOf(d.Platform); key == "" && p.os != "unknown" { // that is an attestation
+			if nameless[p] || p == (platform{}) { // it is an image of its own
+				key = fmt.Sprintf("#%d", i)
+			}
+			nameless[p] = true
 		}
 		if _, ok := groups[key]; !ok {
 			order = append(order, key)
@@ -99,6 +105,13 @@ func ociMembers(ctx context.Context, fsys files, raw []byte, want platform, lim 
 			return nil, err
 		}
 		c, err := resolve(ctx, ociBlobs{fsys}, types.OCIImageIndex, raw, want, lim)
+		if errors.Is(err, ErrPlatform) {
+			if key != "" && !strings.HasPrefix(key, "#") {
+				err = fmt.Errorf("load image %s: %w", key, err)
+			}
+			out = append(out, member{err: err})
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -80,7 +80,7 @@ func platformOf(p *v1.Platform) platform {
 // pick chooses from an index. Entries without a platform are taken only when
 // there is one entry in all: then nothing else can be meant.
 func pick(list []v1.Descriptor, want platform) (v1.Descriptor, error) {
-	if len(list) == 1 && list[0].Platform == nil {
+	if len(list) == 1 && platformOf(list[0].Platform) == (platform{}) {
 		return list[0], nil
 	}
 	best, rank := v1.Descriptor{}, -1

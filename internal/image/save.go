@@ -114,17 +114,18 @@ func (a *archiveWriter) add(ctx context.Context, img Saving) error {
 		return err
 	}
 	a.docker = append(a.docker, entry)
-	a.describe(v1.Descriptor{
-		MediaType: m.MediaType, Size: int64(len(manifest)), Digest: hashOf(digest),
-		Platform: &v1.Platform{OS: cf.platform.os, Architecture: cf.platform.arch, Variant: cf.platform.variant},
-	}, img.Names)
+	a.describe(v1.Descriptor{MediaType: m.MediaType, Size: int64(len(manifest)), Digest: hashOf(digest)}, cf.platform, img.Names)
 	return nil
 }
 
-// describe lists a manifest in the index, once for each name.
-func (a *archiveWriter) describe(d v1.Descriptor, names []string) {
+// describe lists a manifest in the index, once for each name. One without a name
+// has no platform there either: several that have would be one image.
+func (a *archiveWriter) describe(d v1.Descriptor, p platform, names []string) {
 	if len(names) == 0 {
 		a.index = append(a.index, d)
+	}
+	if p.os != "" && p.arch != "" { // its configuration says it
+		d.Platform = &v1.Platform{OS: p.os, Architecture: p.arch, Variant: p.variant}
 	}
 	for _, n := range names {
 		d.Annotations = map[string]string{annotationName: n, annotationRef: n}
