@@ -167,9 +167,7 @@ func (s *Store) Tag(e Entry, newName string) error {
 	if err != nil {
 		return err
 	}
-	// What runs asks for its machine's platform, without a variant.
-	p.variant = ""
-	return s.remember(r, p, e.Digest, "")
+	return s.remember(r, p.plain(), e.Digest, "")
 }
 
 // Named returns the name, in full, of an image that ref means; empty if ref is

@@ -118,7 +118,7 @@ func (s *Store) loadMember(ctx context.Context, m member, want platform, o LoadO
 	l := Loaded{Digest: img.Digest}
 	for _, n := range m.names {
 		r.name = n
-		if err := s.remember(r, want, img.Digest, ""); err != nil {
+		if err := s.remember(r, want.plain(), img.Digest, ""); err != nil {
 			return l, err
 		}
 		l.Names = append(l.Names, fullName(n))

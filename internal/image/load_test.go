@@ -183,6 +183,44 @@ func TestLoadRefuses(t *testing.T) {
 	}
 }
 
+// TestImportForVariant: what is imported, loaded or tagged for a platform with
+// a variant is found by those who say none, and by those who say that one.
+func TestImportForVariant(t *testing.T) {
+	noCredentials(t)
+	s := openStore(t)
+	root := filepath.Join(t.TempDir(), "root.tar")
+	if err := os.WriteFile(root, tarOf(t, map[string]string{"bin/sh": "x"}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const v8 = "linux/arm64/v8"
+	if _, err := s.Import(context.Background(), open(t, root), root, ImportOptions{LoadOptions: LoadOptions{Platform: v8}, Name: "imported"}); err != nil {
+		t.Fatal(err)
+	}
+	archive := writeDocker(t, "loaded", newImage(t, "arm64", map[string]string{"f": "1"}))
+	if _, err := s.Load(context.Background(), open(t, archive), LoadOptions{Platform: v8}); err != nil {
+		t.Fatal(err)
+	}
+	e, err := s.Find("imported", v8)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Tag(e, "tagged"); err != nil {
+		t.Fatal(err)
+	}
+	for _, ref := range []string{"imported", "loaded", "tagged"} {
+		for _, platform := range []string{"linux/arm64", v8} {
+			img, err := s.Ensure(context.Background(), ref, EnsureOptions{Pull: PullNever, Platform: platform})
+			if err != nil {
+				t.Errorf("%s for %s: %v", ref, platform, err)
+			}
+			img.Release()
+		}
+	}
+	if _, err := s.Ensure(context.Background(), "imported", EnsureOptions{Pull: PullNever, Platform: "linux/arm64/v9"}); !errors.Is(err, ErrNotFound) {
+		t.Errorf("another variant: %v", err)
+	}
+}
+
 func TestImport(t *testing.T) {
 	noCredentials(t)
 	s := openStore(t)

@@ -23,6 +23,13 @@ func (p platform) String() string {
 	return s
 }
 
+// plain is the platform without its variant. Names that are given here are kept
+// under it: what runs asks for its machine's platform, and says none.
+func (p platform) plain() platform {
+	p.variant = ""
+	return p
+}
+
 // parsePlatform reads "os/arch[/variant]"; empty is this machine's.
 func parsePlatform(s string) (platform, error) {
 	if s == "" {

@@ -235,23 +235,24 @@ func (s *Store) resolved(r reference, p platform) (Image, bool, error) {
 	}
 	for _, n := range names {
 		r.name = n
-		if digest := s.resolution(r, p); digest != "" {
-			if _, img, err := s.lookup(digest); err == nil {
-				return img, true, nil
-			}
+		if _, img, err := s.lookup(s.resolution(r, p).Digest); err == nil {
+			return img, true, nil
+		}
+		given := s.resolution(r, p.plain())
+		if rec, img, err := s.lookup(given.Digest); err == nil && given.Manifest == "" && checkPlatform(p, rec.Platform) == nil {
+			return img, true, nil
 		}
 	}
 	return Image{}, false, nil
 }
 
-// resolution returns the digest that a name in a registry was resolved to, or
-// nothing.
-func (s *Store) resolution(r reference, p platform) string {
+// resolution returns what a name in a registry was resolved to, or nothing.
+func (s *Store) resolution(r reference, p platform) resolution {
 	var res resolution
 	if err := readJSON(s.refFor(r, p), &res); err == nil && res.Schema == recordSchema && isDigest(res.Digest) {
-		return res.Digest
+		return res
 	}
-	return ""
+	return resolution{}
 }
 
 func (s *Store) remember(r reference, p platform, digest, manifest string) error {
@@ -265,6 +266,9 @@ func (s *Store) remember(r reference, p platform, digest, manifest string) error
 // record says is no finished image.
 func (s *Store) lookup(digest string) (record, Image, error) {
 	var rec record
+	if digest == "" {
+		return rec, Image{}, ErrNotFound
+	}
 	if err := readJSON(filepath.Join(s.entry(digest), recordName), &rec); err != nil {
 		return rec, Image{}, err
 	}
