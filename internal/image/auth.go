@@ -27,10 +27,10 @@ const (
 
 // keychain finds credentials where docker login and podman login put them:
 //
-//	$DOCKER_CONFIG/config.json, else ~/.docker/config.json
 //	$REGISTRY_AUTH_FILE
 //	$XDG_RUNTIME_DIR/containers/auth.json
 //	$XDG_CONFIG_HOME/containers/auth.json, else ~/.config/…
+//	$DOCKER_CONFIG/config.json, else ~/.docker/config.json
 //
 // All of them are asked, in this order; the first that knows the registry wins.
 // https://github.com/containers/image/blob/main/docs/containers-auth.json.5.md
@@ -107,11 +107,6 @@ func (k *keychain) files() []string {
 		}
 	}
 	home := k.getenv("HOME")
-	if d := k.getenv("DOCKER_CONFIG"); d != "" {
-		add(d, "config.json")
-	} else {
-		add(home, ".docker", "config.json")
-	}
 	add(k.getenv("REGISTRY_AUTH_FILE"))
 	if d := k.getenv("XDG_RUNTIME_DIR"); d != "" {
 		add(d, "containers", "auth.json")
@@ -122,6 +117,11 @@ func (k *keychain) files() []string {
 		add(d, "containers", "auth.json")
 	} else {
 		add(home, ".config", "containers", "auth.json")
+	}
+	if d := k.getenv("DOCKER_CONFIG"); d != "" {
+		add(d, "config.json")
+	} else {
+		add(home, ".docker", "config.json")
 	}
 	return out
 }

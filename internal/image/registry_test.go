@@ -301,6 +301,18 @@ func TestEnsureCredentials(t *testing.T) {
 		{name: "Podman's beside Docker's for others", files: map[string]string{
 			".docker/config.json": auths("elsewhere.example", wrong), "containers/auth.json": auths(r.host, basic),
 		}},
+		{name: "REGISTRY_AUTH_FILE before all", files: map[string]string{
+			".docker/config.json": auths(r.host, wrong), "containers/auth.json": auths(r.host, wrong), "a.json": auths(r.host, basic),
+		}, env: map[string]string{"REGISTRY_AUTH_FILE": "$/a.json"}},
+		{name: "REGISTRY_AUTH_FILE for others, and Podman's", files: map[string]string{
+			"a.json": auths("elsewhere.example", wrong), "containers/auth.json": auths(r.host, basic),
+		}, env: map[string]string{"REGISTRY_AUTH_FILE": "$/a.json"}},
+		{name: "Podman's before Docker's", files: map[string]string{
+			".docker/config.json": auths(r.host, wrong), "containers/auth.json": auths(r.host, basic),
+		}},
+		{name: "Podman's for others, and Docker's", files: map[string]string{
+			".docker/config.json": auths(r.host, basic), "containers/auth.json": auths("elsewhere.example", wrong),
+		}},
 		{name: "a helper for the registry", files: map[string]string{
 			".docker/config.json":             fmt.Sprintf(`{"credHelpers":{%q:"test"}}`, r.host),
 			"bin/docker-credential-test:0755": helperScript(r.host),
