@@ -230,23 +230,20 @@ func applyChange(c *v1.Config, key, value string) (err error) {
 	case "ENTRYPOINT":
 		c.Entrypoint, err = commandWords(value)
 	case "ENV":
-		k, v, ok := strings.Cut(value, "=")
-		if !ok {
-			k, v, ok = strings.Cut(value, " ")
+		var pairs []namedValue
+		if pairs, err = parsePairs(value); err == nil {
+			for _, v := range pairs {
+				c.Env = setEnv(c.Env, v)
+			}
 		}
-		if !ok || k == "" {
-			return errors.New("it is ENV KEY=VALUE")
-		}
-		c.Env = append(c.Env, k+"="+strings.Trim(v, `"`))
 	case "LABEL":
-		k, v, ok := strings.Cut(value, "=")
-		if !ok || k == "" {
-			return errors.New("it is LABEL KEY=VALUE")
-		}
-		if c.Labels == nil {
+		var pairs []namedValue
+		if pairs, err = parsePairs(value); err == nil && c.Labels == nil {
 			c.Labels = map[string]string{}
 		}
-		c.Labels[k] = strings.Trim(v, `"`)
+		for _, v := range pairs {
+			c.Labels[v.name] = v.value
+		}
 	case "EXPOSE":
 		addAll(&c.ExposedPorts, strings.Fields(value))
 	case "VOLUME":
