@@ -87,7 +87,7 @@ func diskTime(m time.Time) time.Time {
 	if s < minTime || s > maxTime {
 		s, ns = min(max(s, minTime), maxTime), 0
 	}
-	low := int32(s) //nolint:gosec // it is meant to be cut off
+	low := int32(s) // it is meant to be cut off
 	epoch := (s - int64(low)) >> 32
 	return time.Unix(epoch<<32|int64(uint32(low)), ns)
 }
