@@ -69,9 +69,8 @@ print(open("/result").read(), end="")
 func TestClonesKeepTheirMemoryAndDisk(t *testing.T) {
 	clones, mib := rounds(t, "FCVM_TEST_CLONES", 2), rounds(t, "FCVM_TEST_PATTERN", 32)
 	memory := fmt.Sprint(384 + 2*mib)
-	detach(t, []string{"--name", "pattern", "--mem", memory, "--wait-ready", "log=^up,timeout=15m"}, "python3", "python3", "-c", patternProgram, fmt.Sprint(mib))
+	original := detach(t, []string{"--name", "pattern", "--mem", memory, "--wait-ready", "log=^up,timeout=15m"}, "python3", "python3", "-c", patternProgram, fmt.Sprint(mib))
 	snapshotOf(t, "pattern", "patterned")
-	original := describe(t, "pattern").ID
 	ids := append(clone(t, "-n", fmt.Sprint(clones), "--rm=false", "--snapshot", "patterned"), original)
 	for range 2 {
 		asked := make([]*vmProcess, len(ids))
