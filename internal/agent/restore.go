@@ -34,6 +34,9 @@ type restorer struct {
 
 	mu   sync.Mutex
 	last agentapi.RestoreResponse // of what was done last
+	// The clock was set last by a request of this epoch, which was sent at this time.
+	clockEpoch string
+	clockSent  time.Time
 }
 
 func (a *agent) postRestore(w http.ResponseWriter, r *http.Request) {
@@ -59,8 +62,13 @@ func (r *restorer) restore(ctx context.Context, req *agentapi.RestoreRequest, ar
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if err := r.setClock(req.Time.Add(time.Since(arrived))); err != nil {
-		return agentapi.RestoreResponse{}, err
+	// A request that was long on its way is wrong about the time. The host has sent
+	// others since, which may have come before it.
+	if r.clockEpoch != req.Epoch || req.Time.After(r.clockSent) {
+		if err := r.setClock(req.Time.Add(time.Since(arrived))); err != nil {
+			return agentapi.RestoreResponse{}, err
+		}
+		r.clockEpoch, r.clockSent = req.Epoch, req.Time
 	}
 	if r.last.Epoch == req.Epoch {
 		return r.last, nil

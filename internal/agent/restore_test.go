@@ -371,3 +371,27 @@ func TestRenameHost(t *testing.T) {
 		}
 	}
 }
+
+// A request that comes after a later one is wrong about the time.
+func TestRestoreLateRequest(t *testing.T) {
+	g := newGuest(t, pipeCarrier)
+	k := g.restorable()
+	now := time.Now()
+	for i, step := range []struct {
+		epoch string
+		sent  time.Time
+		set   bool
+	}{
+		{"a", now, true},
+		{"a", now.Add(-5 * time.Second), false},
+		{"a", now.Add(time.Second), true},
+		{"b", now.Add(-time.Hour), true}, // another host's, or its clock was put back
+	} {
+		before := len(k.steps)
+		req := &agentapi.RestoreRequest{Epoch: step.epoch, Time: step.sent, Entropy: make([]byte, agentapi.MinEntropy)}
+		_, _ = g.agent.restorer.restore(t.Context(), req, time.Now()) // it is not up, which is no matter of the clock's
+		if set := len(k.steps) > before; set != step.set {
+			t.Errorf("request %d has set the clock: %t, want %t", i, set, step.set)
+		}
+	}
+}

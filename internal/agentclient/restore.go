@@ -17,7 +17,7 @@ const (
 	clockGoal  = 20 * time.Millisecond
 	clockLimit = 50 * time.Millisecond
 
-	goalAttempts = 10 // for clockGoal
+	goalAttempts = 3 // for clockGoal
 
 	// clockPatience is how long is tried for clockLimit, on a host that is so busy
 	// that answers are late, and clockPause how long is waited between tries.
@@ -29,9 +29,9 @@ const (
 	// restorePause is how long Restore sleeps after a connection that was lost.
 	restorePause = 2 * time.Millisecond
 
-	// restorePatience is how long it waits for an answer at first, and twice as
-	// long after each one that did not come. A guest that learns of its new host
-	// while it has a request drops that without a word.
+	// restorePatience is how long it waits for an answer until it asks beside it,
+	// and twice as long after each one that did not come. A guest that learns of
+	// its new host while it has a request drops that without a word.
 	restorePatience    = time.Second
 	maxRestorePatience = time.Minute
 )
@@ -58,7 +58,7 @@ func (c *Client) Restore(ctx context.Context, req agentapi.RestoreRequest) (Rest
 	var way time.Duration // that a request is likely to take
 	var began time.Time   // with the first answer
 	for n := 0; ; n++ {
-		r, err := c.restoreOnce(ctx, &req, way)
+		r, err := c.restoreOnce(ctx, req, way)
 		if err != nil {
 			return Restored{}, fmt.Errorf("make the guest a machine of its own: %w", err)
 		}
@@ -88,35 +88,59 @@ type restoration struct {
 	off offset
 }
 
-// restoreOnce asks until there is an answer.
-func (c *Client) restoreOnce(ctx context.Context, req *agentapi.RestoreRequest, way time.Duration) (restoration, error) {
+// restoreOnce asks until there is an answer. A request that has none after a while
+// is not given up, for the guest may just be slow: another one is sent beside it.
+func (c *Client) restoreOnce(ctx context.Context, req agentapi.RestoreRequest, way time.Duration) (restoration, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	type result struct {
+		restoration
+		err error
+	}
+	results := make(chan result)
+	waiting := 0
+	ask := func() {
+		waiting++
+		go func() {
+			r, err := c.tryRestore(ctx, req, way)
+			select {
+			case results <- result{r, err}:
+			case <-ctx.Done():
+			}
+		}()
+	}
+	ask()
 	patience := restorePatience
+	late := time.NewTimer(patience)
+	defer late.Stop()
 	for {
-		r, err := c.tryRestore(ctx, patience, req, way)
-		var refused *agentapi.Error
-		if err == nil || errors.Is(err, ErrAgent) || errors.As(err, &refused) {
-			return r, err
-		}
-		if errors.Is(err, context.DeadlineExceeded) {
-			patience = min(2*patience, maxRestorePatience) // it may just be slow
-		}
 		select {
+		case r := <-results:
+			var refused *agentapi.Error
+			if r.err == nil || errors.Is(r.err, ErrAgent) || errors.As(r.err, &refused) {
+				return r.restoration, r.err
+			}
+			if waiting--; waiting == 0 {
+				time.Sleep(restorePause)
+				ask()
+			}
+		case <-late.C:
+			ask()
+			patience = min(2*patience, maxRestorePatience)
+			late.Reset(patience)
 		case <-ctx.Done():
-			return r, errors.Join(context.Cause(ctx), err)
-		case <-time.After(restorePause):
+			return restoration{}, context.Cause(ctx)
 		}
 	}
 }
 
-func (c *Client) tryRestore(ctx context.Context, patience time.Duration, req *agentapi.RestoreRequest, way time.Duration) (r restoration, err error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
+func (c *Client) tryRestore(ctx context.Context, req agentapi.RestoreRequest, way time.Duration) (r restoration, err error) {
 	sent := time.Now()
 	req.Time = sent.Add(way)
 	if err := c.call(ctx, http.MethodPost, agentapi.PathRestore, req, &r.RestoreResponse); err != nil {
 		return r, err
 	}
-	return r, r.check(req, sent, time.Now())
+	return r, r.check(&req, sent, time.Now())
 }
 
 // check refuses what no agent answers.

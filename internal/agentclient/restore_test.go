@@ -217,3 +217,30 @@ func TestClockOffset(t *testing.T) {
 		}
 	}
 }
+
+// The answer to the first request counts, however late it comes.
+func TestRestoreOfASlowGuest(t *testing.T) {
+	t.Parallel()
+	g := &restorable{works: 2 * restorePatience}
+	var first sync.Once
+	slow := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		stuck := true
+		first.Do(func() { stuck = false })
+		if stuck { // what is asked beside it
+			g.asked.Add(1)
+			_, _ = io.Copy(io.Discard, r.Body) // only then its end shows
+			<-r.Context().Done()
+			return
+		}
+		g.ServeHTTP(w, r)
+	})
+	c := serveGuest(t, slow)
+	// The clock of such a guest may be right or not: this is about the answer.
+	r, err := c.restoreOnce(t.Context(), request(), 0)
+	if err != nil || r.Reset != 3 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if n := g.asked.Load(); n != 2 {
+		t.Errorf("%d requests, want one more beside the first", n)
+	}
+}

@@ -30,9 +30,8 @@ func (in *instance) follow(ctx context.Context) (int, error) {
 	ctx = context.WithoutCancel(ctx)
 	in.begun()
 	defer in.watch(ctx)()
-	exit, err := in.passOn(ctx, in.stream, agentclient.Stdio{
-		Stdin: in.Stdio.In, Stdout: in.out, Stderr: in.err, Resize: in.Stdio.Resize,
-	})
+	stdin, sizes := in.input.until(in.gone.done)
+	exit, err := in.passOn(ctx, in.stream, agentclient.Stdio{Stdin: stdin, Stdout: in.out, Stderr: in.err, Resize: sizes})
 	return in.outcome(ctx, in.vm.Record().Resolved.Command, exit, err)
 }
 

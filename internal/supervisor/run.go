@@ -41,6 +41,7 @@ type life struct {
 	timer     stopwatch
 	undo      undoStack
 	signals   *signals
+	input     *input
 	driver    vmm.Driver
 	artifacts *setup.Artifacts
 	image     image.Image
@@ -78,7 +79,7 @@ func run(ctx context.Context, d Deps, o Options) (Result, error) {
 		return Result{}, err
 	}
 	l := &life{
-		Deps: d, Options: o, ports: o.Spec.Network.Publish, ready: newLatch(), over: newLatch(),
+		Deps: d, Options: o, input: newInput(o.Stdio), ports: o.Spec.Network.Publish, ready: newLatch(), over: newLatch(),
 	}
 	ctx, l.signals = watchSignals(ctx, o.Signals)
 	defer l.signals.stop()

@@ -58,3 +58,27 @@ func TestTerminal(t *testing.T) {
 func TestTerminalWithoutOne(t *testing.T) {
 	run(t, []string{"-it"}, "busybox", "true").wantError(t, 125, "not a TTY")
 }
+
+// TestTerminalOverRestarts: a container that is started again has the size of the
+// terminal, and what is typed after its end is the next one's.
+func TestTerminalOverRestarts(t *testing.T) {
+	cmd := command(t.Context(), runArgs(t, []string{"-it", "--name", "typed", "--restart", "on-failure:1", "--network", "none"}, "busybox", "sh", "-c", `stty size; read line; echo "got $line"; exit 5`)...)
+	tty, err := pty.StartWithSize(cmd, &pty.Winsize{Rows: 31, Cols: 97})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tty.Close() }()
+	t.Cleanup(func() { fcvm(t, "rm", "-f", "typed") })
+	out := new(syncBuffer)
+	go func() { _, _ = io.Copy(out, tty) }()
+	for i, line := range []string{"one", "two"} {
+		eventually(t, "size of the terminal", func() bool { return strings.Count(out.String(), "31 97") == i+1 })
+		if _, err := io.WriteString(tty, line+"\n"); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, line, func() bool { return strings.Contains(out.String(), "got "+line) })
+	}
+	if err := cmd.Wait(); cmd.ProcessState.ExitCode() != 5 {
+		t.Errorf("%v; it showed %q", err, out.String())
+	}
+}
