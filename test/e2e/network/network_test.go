@@ -23,6 +23,7 @@ type suite struct {
 	maxDatagram int  // bytes
 	oneByOne    bool // with more connections at a time it drops some, for a second each
 	between     bool // VMs reach one another
+	egress      bool // guests can be kept from the world
 
 	image     string
 	neighbour *nettest.Sockets
@@ -38,9 +39,9 @@ const (
 
 func suites() []suite {
 	return []suite{
-		{backend: "usernet", account: account{user: true}, maxDatagram: 65507},
+		{backend: "usernet", account: account{user: true}, maxDatagram: 65507, egress: true},
 		{backend: "slirp4netns", account: account{user: true}, maxDatagram: 9000, oneByOne: true},
-		{backend: "bridge", maxDatagram: 65507, between: true},
+		{backend: "bridge", maxDatagram: 65507, between: true, egress: true},
 	}
 }
 
@@ -78,6 +79,12 @@ func (s *suite) run(t *testing.T) {
 	t.Run("at run time", func(t *testing.T) { s.testRuntime(t, m) })
 	t.Run("two VMs", func(t *testing.T) { s.testTwo(t, m) })
 	t.Run("again at once", s.testAgain)
+	if s.egress {
+		t.Run("egress", func(t *testing.T) { s.testEgress(t, m) })
+	}
+	if s.between {
+		t.Run("bridge", func(t *testing.T) { s.testBridge(t, m) })
+	}
 }
 
 func (s *suite) start(t testing.TB, name string, flags ...string) *machine {
