@@ -45,6 +45,10 @@ type Restored struct {
 	Reset int
 	// ClockError is how far the guest's clock may be off, at worst.
 	ClockError time.Duration
+	// Took is how long the guest was at it, and Asked how many answers were needed
+	// until its clock was right.
+	Took  time.Duration
+	Asked int
 }
 
 // Restore makes a guest that was loaded from a snapshot a machine of its own:
@@ -57,20 +61,21 @@ type Restored struct {
 func (c *Client) Restore(ctx context.Context, req agentapi.RestoreRequest) (Restored, error) {
 	var way time.Duration // that a request is likely to take
 	var began time.Time   // with the first answer
+	var took time.Duration
 	for n := 0; ; n++ {
 		r, err := c.restoreOnce(ctx, req, way)
 		if err != nil {
 			return Restored{}, fmt.Errorf("make the guest a machine of its own: %w", err)
 		}
 		if began.IsZero() {
-			began = time.Now()
+			began, took = time.Now(), r.Took
 		}
 		limit, busy := clockGoal, n >= goalAttempts
 		if busy {
 			limit = clockLimit
 		}
 		if r.off.worst <= limit {
-			return Restored{Reset: r.Reset, ClockError: r.off.worst}, nil
+			return Restored{Reset: r.Reset, ClockError: r.off.worst, Took: took, Asked: n + 1}, nil
 		}
 		if busy && time.Since(began) > clockPatience {
 			return Restored{}, fmt.Errorf("make the guest a machine of its own: %w: it is off by up to %s", ErrClock, r.off.worst.Round(time.Millisecond))

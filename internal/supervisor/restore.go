@@ -148,7 +148,8 @@ func (in *instance) makeOwn(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrRestore, in.pagesError(in.guestError(ctx, err)))
 	}
-	in.Verbose(fmt.Sprintf("the guest is its own: its clock is off by %s at most, %d TCP connections of the original were reset", got.ClockError.Round(time.Millisecond), got.Reset))
+	in.Verbose(fmt.Sprintf("the guest is its own, after %s of its time and %d requests: its clock is off by %s at most, %d TCP connections of the original were reset",
+		got.Took.Round(time.Millisecond), got.Asked, got.ClockError.Round(time.Millisecond), got.Reset))
 	return nil
 }
 

@@ -124,11 +124,12 @@ func TestGates(t *testing.T) {
 }
 
 func TestRestartOnFailure(t *testing.T) {
+	began := time.Now().UTC().Format(time.RFC3339Nano)
 	r := run(t, []string{"--name", "again", "--restart", "on-failure:1", "--logs", "both"}, "busybox", "sh", "-c", "echo turn; exit 3")
 	t.Cleanup(func() { fcvm(t, "rm", "-f", "again") })
 	r.want(t, 3, "turn\nturn\n")
 	var told []string
-	for line := range strings.Lines(fcvm(t, "events", "--follow=false", "--vm", "again").stdout) {
+	for line := range strings.Lines(fcvm(t, "events", "--follow=false", "--since", began, "--vm", "again").stdout) {
 		var e struct{ Event, Detail string }
 		if err := decode([]byte(line), &e); err != nil {
 			t.Fatal(err)
