@@ -20,9 +20,13 @@ const (
 	goalAttempts = 3 // for clockGoal
 
 	// clockPatience is how long is tried for clockLimit, on a host that is so busy
-	// that answers are late, and clockPause how long is waited between tries.
-	clockPatience = 10 * time.Second
+	// that answers are late, and clockPause how long is waited between tries at
+	// first; each pause is half as long again as the one before.
+	clockPatience = time.Minute
 	clockPause    = 20 * time.Millisecond
+	maxClockPause = time.Second
+
+	maxWrong = 15 // prompt answers with the wrong time that are enough
 )
 
 const (
@@ -62,6 +66,7 @@ func (c *Client) Restore(ctx context.Context, req agentapi.RestoreRequest) (Rest
 	var way time.Duration // that a request is likely to take
 	var began time.Time   // with the first answer
 	var took time.Duration
+	pause, wrong := clockPause, 0
 	for n := 0; ; n++ {
 		r, err := c.restoreOnce(ctx, req, way)
 		if err != nil {
@@ -77,12 +82,16 @@ func (c *Client) Restore(ctx context.Context, req agentapi.RestoreRequest) (Rest
 		if r.off.worst <= limit {
 			return Restored{Reset: r.Reset, ClockError: r.off.worst, Took: took, Asked: n + 1}, nil
 		}
-		if busy && time.Since(began) > clockPatience {
+		if r.off.delay <= clockLimit {
+			wrong++ // and not because its answers are late
+		}
+		if wrong == maxWrong || time.Since(began) > clockPatience {
 			return Restored{}, fmt.Errorf("make the guest a machine of its own: %w: it is off by up to %s", ErrClock, r.off.worst.Round(time.Millisecond))
 		}
 		way = r.off.delay / 2
 		if busy {
-			time.Sleep(clockPause)
+			time.Sleep(pause)
+			pause = min(pause+pause/2, maxClockPause)
 		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/fcvm/fcvm/internal/agentapi"
@@ -117,12 +118,17 @@ func TestRestoreSetsTheClock(t *testing.T) {
 }
 
 func TestRestoreGivesUpOnAClock(t *testing.T) {
-	t.Parallel()
-	g := &restorable{there: 60 * time.Millisecond, back: 60 * time.Millisecond}
-	_, err := serveGuest(t, g).Restore(t.Context(), request())
-	if !errors.Is(err, ErrClock) || g.asked.Load() <= goalAttempts {
-		t.Errorf("%v, after %d requests", err, g.asked.Load())
-	}
+	synctest.Test(t, func(t *testing.T) {
+		g := &restorable{there: 60 * time.Millisecond, back: 60 * time.Millisecond}
+		began := time.Now()
+		_, err := serveGuest(t, g).Restore(t.Context(), request())
+		if !errors.Is(err, ErrClock) || g.asked.Load() <= goalAttempts || g.asked.Load() > 100 {
+			t.Errorf("%v, after %d requests", err, g.asked.Load())
+		}
+		if took := time.Since(began); took < clockPatience || took > clockPatience+10*time.Second {
+			t.Errorf("it took %s", took)
+		}
+	})
 }
 
 // Connections are lost while a guest finds out that it has another host.
