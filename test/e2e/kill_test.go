@@ -85,7 +85,7 @@ func operations(files string) []operation {
 // but what the next command sweeps; ls and rm behave; and the name is free
 // again.
 func TestKilled(t *testing.T) {
-	n := rounds(t, "FCVM_TEST_KILLS", 2)
+	n := rounds(t, "FCVM_TEST_KILLS", 1)
 	for _, v := range victims() {
 		t.Run(v.name, func(t *testing.T) {
 			if v.name == "slirp4netns" && !slirpHere() {

@@ -64,7 +64,7 @@ func TestFio(t *testing.T) {
 	})
 	for _, dir := range []string{"/share", "/volume", "/var/tmp"} {
 		for _, jobs := range []string{"1", "4"} {
-			r := fcvm(t, "exec", id, "fio", "--name=v", "--directory="+dir, "--rw=randrw", "--bsrange=512-64k", "--bs_unaligned", "--size=8m",
+			r := fcvm(t, "exec", id, "fio", "--name=v", "--directory="+dir, "--rw=randrw", "--bsrange=512-64k", "--bs_unaligned", "--size=4m",
 				"--numjobs="+jobs, "--thread", "--ioengine=psync", "--fallocate=none", "--fsync=64", "--end_fsync=1",
 				"--verify=crc32c", "--verify_fatal=1", "--minimal")
 			if r.code != 0 || r.stderr != "" || strings.Count(r.stdout, ";v;") != len(strings.Split(strings.TrimSpace(r.stdout), "\n")) {
