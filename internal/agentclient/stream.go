@@ -168,6 +168,15 @@ func (s *Stream) Signal(sig int) error {
 	return nil
 }
 
+// Resize tells the process's terminal how large it is. Before the process has
+// been started, it is what that finds.
+func (s *Stream) Resize(to Size) error {
+	if err := s.send(agentapi.FrameResize, agentapi.Resize(to.Rows, to.Cols)); err != nil {
+		return fmt.Errorf("tell the terminal's size: %w", err)
+	}
+	return nil
+}
+
 // Run passes input and output on until the process has ended and all of its
 // output was written, and returns how it ended. It closes the stream. It may
 // be called once.
@@ -273,7 +282,7 @@ func (s *Stream) pumpResize(sizes <-chan Size) {
 	for {
 		select {
 		case sz, ok := <-sizes:
-			if !ok || s.send(agentapi.FrameResize, agentapi.Resize(sz.Rows, sz.Cols)) != nil {
+			if !ok || s.Resize(sz) != nil {
 				return
 			}
 		case <-s.done:

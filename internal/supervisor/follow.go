@@ -30,8 +30,7 @@ func (in *instance) follow(ctx context.Context) (int, error) {
 	ctx = context.WithoutCancel(ctx)
 	in.begun()
 	defer in.watch(ctx)()
-	stdin, sizes := in.input.until(in.gone.done)
-	exit, err := in.passOn(ctx, in.stream, agentclient.Stdio{Stdin: stdin, Stdout: in.out, Stderr: in.err, Resize: sizes})
+	exit, err := in.passOn(ctx, in.stream, agentclient.Stdio{Stdin: in.stdin, Stdout: in.out, Stderr: in.err, Resize: in.sizes})
 	return in.outcome(ctx, in.vm.Record().Resolved.Command, exit, err)
 }
 
@@ -55,9 +54,7 @@ func (in *instance) runCommand(ctx context.Context) (int, error) {
 	defer in.signals.setForward(nil)
 	ctx = context.WithoutCancel(ctx)
 	in.begun()
-	exit, err := in.passOn(ctx, s, agentclient.Stdio{
-		Stdin: in.Stdio.In, Stdout: in.Stdio.Out, Stderr: in.Stdio.Err, Resize: in.Stdio.Resize,
-	})
+	exit, err := in.passOn(ctx, s, agentclient.Stdio{Stdin: in.stdin, Stdout: in.Stdio.Out, Stderr: in.Stdio.Err, Resize: in.sizes})
 	return in.outcome(ctx, in.Clone.Exec, exit, err)
 }
 

@@ -38,10 +38,12 @@ type instance struct {
 	pages     *memserver.Link // to the server of the guest's memory; nil: there is none
 	agent     *agentclient.Client
 	stream    *agentclient.Stream
-	out, err  io.Writer // of the container
-	gone      *latch    // the container has ended, or never will run
-	logSeen   *latch    // the line that a log gate waits for
-	failure   *latch    // why the VM was ended from outside of it
+	stdin     io.Reader               // of the container; nil: it has none
+	sizes     <-chan agentclient.Size // of its terminal; nil: it has none
+	out, err  io.Writer               // of the container
+	gone      *latch                  // the container has ended, or never will run
+	logSeen   *latch                  // the line that a log gate waits for
+	failure   *latch                  // why the VM was ended from outside of it
 }
 
 func (in *instance) openNetwork(ctx context.Context) error {
@@ -172,20 +174,45 @@ func (in *instance) startContainer(ctx context.Context) error {
 // attachAndStart reports whether the container runs. One that could not be
 // started is no error yet: the stream's exit says why.
 func (in *instance) attachAndStart(ctx context.Context) (runs bool, err error) {
-	if err := in.openOutput(); err != nil {
-		return false, err
-	}
 	wait, cancel := untilDone(ctx, in.machine, startTimeout)
 	defer cancel()
-	if in.stream, err = in.agent.Attach(wait); err != nil {
-		return false, in.guestError(ctx, err)
+	if err := in.attach(ctx, wait); err != nil {
+		return false, err
 	}
-	in.undo.add("detach", func(context.Context) error { _ = in.stream.Close(); return nil })
 	started, err := in.agent.Start(wait)
 	if err != nil {
 		return false, in.guestError(ctx, err)
 	}
 	return started.PID != 0, nil
+}
+
+// sizeGrace is how long the terminal's size is waited for, which is there at once.
+const sizeGrace = time.Second
+
+// attach joins the container's streams. A container that is started then finds its
+// terminal as large as it is; wait bounds it.
+func (in *instance) attach(ctx, wait context.Context) error {
+	if err := in.openOutput(); err != nil {
+		return err
+	}
+	var err error
+	if in.stream, err = in.agent.Attach(wait); err != nil {
+		return in.guestError(ctx, err)
+	}
+	in.undo.add("detach", func(context.Context) error { _ = in.stream.Close(); return nil })
+	in.stdin, in.sizes = in.input.until(in.gone.done)
+	if in.sizes == nil {
+		return nil
+	}
+	select {
+	case s := <-in.sizes:
+		if err := in.stream.Resize(s); err != nil {
+			return in.guestError(ctx, err)
+		}
+	case <-time.After(sizeGrace):
+	case <-wait.Done():
+	}
+	return nil
 }
 
 // StartError says that a container, or a command beside it, could not be started.

@@ -205,16 +205,11 @@ func (in *instance) runHooks(ctx context.Context) error {
 
 // joinContainer takes over the streams of the container, which runs already.
 func (in *instance) joinContainer(ctx context.Context) error {
-	if err := in.openOutput(); err != nil {
-		return err
-	}
 	wait, cancel := untilDone(ctx, in.machine, startTimeout)
 	defer cancel()
-	var err error
-	if in.stream, err = in.agent.Attach(wait); err != nil {
-		return in.guestError(ctx, err)
+	if err := in.attach(ctx, wait); err != nil {
+		return err
 	}
-	in.undo.add("detach", func(context.Context) error { _ = in.stream.Close(); return nil })
 	return in.recordRunning()
 }
 

@@ -102,7 +102,8 @@ func TestClonesKeepTheirMemoryAndDisk(t *testing.T) {
 	layout := paths.Layout{Data: env.data}
 	for _, id := range ids {
 		disk := filepath.Join(string(layout.VM(id)), paths.ScratchName)
-		if out, err := exec.Command("e2fsck", "-f", "-n", disk).CombinedOutput(); err != nil {
+		check := exec.Command("sh", "-c", `PATH=$PATH:/usr/sbin:/sbin exec e2fsck -f -n "$1"`, "sh", disk) // a user's PATH has no sbin
+		if out, err := check.CombinedOutput(); err != nil {
 			t.Errorf("the disk of %s: %v\n%s", id, err, out)
 		}
 	}

@@ -71,6 +71,11 @@ func TestTerminalOverRestarts(t *testing.T) {
 	t.Cleanup(func() { fcvm(t, "rm", "-f", "typed") })
 	out := new(syncBuffer)
 	go func() { _, _ = io.Copy(out, tty) }()
+	defer func() {
+		if t.Failed() {
+			t.Logf("it showed %q", out.String())
+		}
+	}()
 	for i, line := range []string{"one", "two"} {
 		eventually(t, "size of the terminal", func() bool { return strings.Count(out.String(), "31 97") == i+1 })
 		if _, err := io.WriteString(tty, line+"\n"); err != nil {
