@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"text/tabwriter"
@@ -246,3 +247,26 @@ func memoryServers(ctx context.Context, l paths.Layout) ([]memserver.Stats, erro
 
 // serverPatience is how long a memory server may take to answer.
 const serverPatience = 5 * time.Second
+
+// sweepServers removes what memory servers have left that were killed: a socket
+// whose snapshot nobody uses, and a log whose snapshot is gone.
+func sweepServers(l paths.Layout, snapshots *snapshot.Store) {
+	names, err := os.ReadDir(l.MemorySockets())
+	if err != nil {
+		return // mostly: there never was one
+	}
+	for _, n := range names {
+		id, _, _ := strings.Cut(n.Name(), ".")
+		e, err := snapshots.Find(id)
+		gone := errors.Is(err, snapshot.ErrNotFound)
+		if !gone && (err != nil || e.InUse) {
+			continue
+		}
+		if socket, err := l.MemorySocket(id); err == nil && n.Name() == filepath.Base(socket) {
+			_ = memserver.Forget(socket) // one that is served stays
+		}
+		if gone && n.Name() == filepath.Base(l.MemoryLog(id)) {
+			_ = os.Remove(l.MemoryLog(id))
+		}
+	}
+}

@@ -173,7 +173,13 @@ func newSnapshotRmCommand(a *app, run func(context.Context, *app, *snapshotRmOpt
 func runSnapshotRm(ctx context.Context, a *app, o *snapshotRmOptions) error {
 	var failed []error
 	for _, ref := range o.snapshots {
-		err := a.eachSnapshot(ctx, []string{ref}, func(s *snapshot.Store, e snapshot.Entry) error { return s.Remove(e.Manifest.ID) })
+		err := a.eachSnapshot(ctx, []string{ref}, func(s *snapshot.Store, e snapshot.Entry) error {
+			err := s.Remove(e.Manifest.ID)
+			if l, lerr := a.layout(); err == nil && lerr == nil {
+				sweepServers(l, s) // its server's log
+			}
+			return err
+		})
 		if o.force && errors.Is(err, snapshot.ErrNotFound) {
 			continue
 		}

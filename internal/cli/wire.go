@@ -42,7 +42,9 @@ func (a *app) openStore() (*store.Store, error) {
 	// next command of any kind. A bridge that cannot be looked after concerns
 	// those who want to use it, and tells them.
 	_ = bridge.Reconcile()
-	snapshotsOf(l).Sweep()
+	snapshots := snapshotsOf(l)
+	snapshots.Sweep()
+	sweepServers(l, snapshots)
 	return s, nil
 }
 

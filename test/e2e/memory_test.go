@@ -122,7 +122,7 @@ func TestMemoryServerKilledWhileItRecords(t *testing.T) {
 		}
 		t.Logf("ended %s after its server", time.Since(killed).Round(time.Millisecond))
 	}
-	server := serve()
+	serve()
 	if st := servedBy(t, "warm"); st.WorkingSet != 0 {
 		t.Errorf("a recording that was broken off counts: %+v", st)
 	}
@@ -131,7 +131,5 @@ func TestMemoryServerKilledWhileItRecords(t *testing.T) {
 		t.Errorf("after that: count %d, %+v", n, st)
 	}
 	fcvm(t, "rm", "-f", "whole").want(t, 0, "whole\n")
-	if err := syscall.Kill(server, syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
+	fcvm(t, "memory-server", "stop", "warm").want(t, 0, "")
 }
