@@ -105,8 +105,8 @@ type restoration struct {
 // restoreOnce asks until there is an answer. A request that has none after a while
 // is not given up, for the guest may just be slow: another one is sent beside it.
 func (c *Client) restoreOnce(ctx context.Context, req agentapi.RestoreRequest, way time.Duration) (restoration, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	type result struct {
 		restoration
 		err error

@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
-	"sync"
 )
 
 // cloneOfEnv and cloneNumberEnv tell a clone command that it is one of several, or
@@ -26,33 +25,25 @@ const clonesAtOnce = 32
 // the others from starting; the first failure is the command's.
 func (a *app) startClones(ctx context.Context, o *cloneOptions, id string) error {
 	results := make([]cloneResult, o.count)
-	slots := make(chan struct{}, clonesAtOnce)
-	var all sync.WaitGroup
-	for i := range results {
+	done := sideBySide(o.count, clonesAtOnce, func(i int) {
 		r := &results[i]
-		r.done = make(chan struct{})
-		all.Go(func() {
-			defer close(r.done)
-			slots <- struct{}{}
-			defer func() { <-slots }()
-			if ctx.Err() != nil {
-				r.err = context.Cause(ctx)
-				return
-			}
-			env := []string{cloneOfEnv + "=" + id, cloneNumberEnv + "=" + strconv.Itoa(i+1)}
-			if o.detach {
-				r.id, r.err = startDetached(ctx, "the VM", a.again(env...))
-			} else {
-				r.out, r.err = a.runAgain(ctx, env...)
-			}
-		})
-	}
-	defer all.Wait()
+		if ctx.Err() != nil {
+			r.err = context.Cause(ctx)
+			return
+		}
+		env := []string{cloneOfEnv + "=" + id, cloneNumberEnv + "=" + strconv.Itoa(i+1)}
+		if o.detach {
+			r.id, r.err = startDetached(ctx, "the VM", a.again(env...))
+		} else {
+			r.out, r.err = a.runAgain(ctx, env...)
+		}
+	})
+	defer allDone(done)
 	var failed error
 	count := 0
 	for i := range results {
+		<-done[i]
 		r := &results[i]
-		<-r.done
 		if err := r.print(a.sys.Stdout); err != nil {
 			return err
 		}
@@ -71,10 +62,9 @@ func (a *app) startClones(ctx context.Context, o *cloneOptions, id string) error
 
 // cloneResult is what comes of one clone.
 type cloneResult struct {
-	done chan struct{}
-	id   string
-	out  *os.File // what its command has written; it has no name any more
-	err  error
+	id  string
+	out *os.File // what its command has written; it has no name any more
+	err error
 }
 
 func (r *cloneResult) print(w io.Writer) error {

@@ -60,7 +60,7 @@ func runEvents(ctx context.Context, a *app, o *eventsOptions) error {
 	if !o.follow {
 		return log.Read(since, show)
 	}
-	go reconcileEvery(ctx, st, eventsPause)
+	go keepReconciling(ctx, st)
 	if err := log.Follow(ctx, since, show); err != nil {
 		return err
 	}
@@ -71,8 +71,8 @@ func runEvents(ctx context.Context, a *app, o *eventsOptions) error {
 // supervisor was killed: nobody else tells of them.
 const eventsPause = time.Second
 
-func reconcileEvery(ctx context.Context, st *store.Store, pause time.Duration) {
-	tick := time.NewTicker(pause)
+func keepReconciling(ctx context.Context, st *store.Store) {
+	tick := time.NewTicker(eventsPause)
 	defer tick.Stop()
 	for {
 		select {

@@ -48,23 +48,16 @@ func (a *app) eachVM(ctx context.Context, refs []string, do func(*store.Store, s
 	if err != nil {
 		return err
 	}
-	done := make([]chan error, len(refs))
-	room := make(chan struct{}, vmsAtOnce)
-	for i, ref := range refs {
-		done[i] = make(chan error, 1)
-		go func() {
-			room <- struct{}{}
-			defer func() { <-room }()
-			if ctx.Err() != nil {
-				done[i] <- context.Cause(ctx)
-				return
-			}
-			done[i] <- do(st, ref)
-		}()
-	}
+	errs := make([]error, len(refs))
+	done := sideBySide(len(refs), vmsAtOnce, func(i int) {
+		if errs[i] = context.Cause(ctx); errs[i] == nil {
+			errs[i] = do(st, refs[i])
+		}
+	})
 	var failed []error
 	for i, ref := range refs {
-		switch err := <-done[i]; {
+		<-done[i]
+		switch err := errs[i]; {
 		case errors.Is(err, errNothing):
 		case err == nil:
 			_, _ = fmt.Fprintln(a.sys.Stdout, ref)
@@ -73,6 +66,30 @@ func (a *app) eachVM(ctx context.Context, refs []string, do func(*store.Store, s
 		}
 	}
 	return errors.Join(append(failed, context.Cause(ctx))...)
+}
+
+// sideBySide does something n times, at most so many at a time, and returns what is
+// closed when each is done.
+func sideBySide(n, limit int, do func(i int)) []chan struct{} {
+	done := make([]chan struct{}, n)
+	room := make(chan struct{}, limit)
+	for i := range done {
+		done[i] = make(chan struct{})
+		go func() {
+			defer close(done[i])
+			room <- struct{}{}
+			defer func() { <-room }()
+			do(i)
+		}()
+	}
+	return done
+}
+
+// allDone returns when all of sideBySide is done.
+func allDone(done []chan struct{}) {
+	for _, d := range done {
+		<-d
+	}
 }
 
 // eachEntry is eachVM for what needs to know of the VM.

@@ -252,20 +252,27 @@ const serverPatience = 5 * time.Second
 // whose snapshot nobody uses, and a log whose snapshot is gone.
 func sweepServers(l paths.Layout, snapshots *snapshot.Store) {
 	names, err := os.ReadDir(l.MemorySockets())
-	if err != nil {
+	if err != nil || len(names) == 0 {
 		return // mostly: there never was one
+	}
+	entries, err := snapshots.List()
+	if err != nil {
+		return
+	}
+	inUse := map[string]bool{}
+	for _, e := range entries {
+		inUse[e.Manifest.ID] = e.InUse
 	}
 	for _, n := range names {
 		id, _, _ := strings.Cut(n.Name(), ".")
-		e, err := snapshots.Find(id)
-		gone := errors.Is(err, snapshot.ErrNotFound)
-		if !gone && (err != nil || e.InUse) {
+		used, there := inUse[id]
+		if used {
 			continue
 		}
 		if socket, err := l.MemorySocket(id); err == nil && n.Name() == filepath.Base(socket) {
 			_ = memserver.Forget(socket) // one that is served stays
 		}
-		if gone && n.Name() == filepath.Base(l.MemoryLog(id)) {
+		if !there && n.Name() == filepath.Base(l.MemoryLog(id)) {
 			_ = os.Remove(l.MemoryLog(id))
 		}
 	}

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"text/tabwriter"
 	"time"
 
@@ -102,30 +101,23 @@ func (t *topVMs) look(ctx context.Context) error {
 
 // askGuests asks all that run at the same time.
 func (t *topVMs) askGuests(ctx context.Context) {
-	var all sync.WaitGroup
-	turns := make(chan struct{}, statsAtOnce)
-	for i := range t.vms {
+	allDone(sideBySide(len(t.vms), statsAtOnce, func(i int) {
 		v := &t.vms[i]
 		if v.Status != vm.StatusRunning && v.Status != vm.StatusStopping {
 			v.GuestError = "it is " + string(v.Status)
-			continue
+			return
 		}
-		all.Go(func() {
-			turns <- struct{}{}
-			defer func() { <-turns }()
-			c := agentclient.New(supervisor.DialAgent(t.store, v.ID))
-			defer c.Close()
-			ctx, cancel := context.WithTimeout(ctx, statsTimeout)
-			defer cancel()
-			st, err := c.Stats(ctx)
-			if err != nil {
-				v.GuestError = err.Error()
-				return
-			}
-			v.Guest = &topGuest{Stats: st, MemoryUsed: st.MemoryTotal - st.MemoryAvailable}
-		})
-	}
-	all.Wait()
+		c := agentclient.New(supervisor.DialAgent(t.store, v.ID))
+		defer c.Close()
+		ctx, cancel := context.WithTimeout(ctx, statsTimeout)
+		defer cancel()
+		st, err := c.Stats(ctx)
+		if err != nil {
+			v.GuestError = err.Error()
+			return
+		}
+		v.Guest = &topGuest{Stats: st, MemoryUsed: st.MemoryTotal - st.MemoryAvailable}
+	}))
 }
 
 // topOrders are the ways to sort; what is large comes first.

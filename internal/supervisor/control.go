@@ -249,10 +249,7 @@ func (c *commands) Wait(ctx context.Context) (control.Ended, error) {
 
 // WaitReady implements control.VM.
 func (c *commands) WaitReady(ctx context.Context) error {
-	c.mu.Lock()
-	ready := c.ready
-	c.mu.Unlock()
-	return ready.wait(ctx)
+	return (*life)(c).readiness().wait(ctx)
 }
 
 // ParseSignal reads a signal's name, with or without SIG, or its number.

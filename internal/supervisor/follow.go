@@ -68,9 +68,7 @@ func (in *instance) begun() {
 
 // waitReady returns when the readiness gate is open, or says why it will not be.
 func (in *instance) waitReady(ctx context.Context) error {
-	in.mu.Lock()
-	ready := in.ready
-	in.mu.Unlock()
+	ready := in.readiness()
 	select {
 	case <-ready.done:
 		return ready.err

@@ -53,6 +53,7 @@ type life struct {
 	gateLeft atomic.Int64 // how long the gate may stay closed, ns; 0: it was open since, or nobody waits yet
 	wasReady bool         // the gate was open once
 	saved    bool         // and the snapshot that was to be taken then is taken
+	trouble  []error      // in taking down
 
 	publishing sync.Mutex // ports are opened or closed
 	capturing  sync.Mutex // a snapshot is taken, or the VM is paused or resumed
@@ -65,7 +66,6 @@ type life struct {
 	ended    control.Ended
 	// What the record could not take yet.
 	unwritten []func(*vm.Record)
-	trouble   []error // in taking down
 }
 
 func run(ctx context.Context, d Deps, o Options) (Result, error) {
@@ -170,6 +170,13 @@ func (l *life) renewReady() {
 		l.ready = newLatch()
 	default: // some wait already
 	}
+}
+
+// readiness is known when the VM is ready, or never will be.
+func (l *life) readiness() *latch {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.ready
 }
 
 // setReady lets those go on who wait for the VM to get ready.

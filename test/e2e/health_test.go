@@ -30,11 +30,7 @@ func TestHealth(t *testing.T) {
 	fcvm(t, "exec", id, "touch", "/well").want(t, 0, "")
 	health("healthy")
 	var told []string
-	for line := range strings.Lines(fcvm(t, "events", "--follow=false", "--vm", id).stdout) {
-		var e struct{ Event, Detail string }
-		if err := decode([]byte(line), &e); err != nil {
-			t.Fatal(err)
-		}
+	for _, e := range eventsOf(t, id) {
 		if e.Event == "health" {
 			told = append(told, e.Detail)
 		}

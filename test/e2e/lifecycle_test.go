@@ -41,6 +41,22 @@ func status(t *testing.T, vm string) (s struct {
 	return s
 }
 
+type event struct{ Event, Detail string }
+
+// eventsOf is what events tells of a VM.
+func eventsOf(t *testing.T, vm string, flags ...string) []event {
+	t.Helper()
+	var told []event
+	for line := range strings.Lines(fcvm(t, append([]string{"events", "--follow=false", "--vm", vm}, flags...)...).stdout) {
+		var e event
+		if err := decode([]byte(line), &e); err != nil {
+			t.Fatal(err)
+		}
+		told = append(told, e)
+	}
+	return told
+}
+
 // handlesTERM is a container that is ready for its stop signal once it has
 // written "up".
 const handlesTERM = `trap "echo bye; exit 4" TERM; echo up; while :; do sleep 0.1; done`
@@ -81,11 +97,7 @@ func TestDetachedLife(t *testing.T) {
 	fcvm(t, "rm", "ghost").wantError(t, 125, "no such VM")
 
 	var kinds []string
-	for line := range strings.Lines(fcvm(t, "events", "--follow=false", "--vm", id).stdout) {
-		var e struct{ Event string }
-		if err := decode([]byte(line), &e); err != nil {
-			t.Fatal(err)
-		}
+	for _, e := range eventsOf(t, id) {
 		kinds = append(kinds, e.Event)
 	}
 	const want = "created started ready paused resumed renamed stopped renamed removed"
@@ -129,11 +141,7 @@ func TestRestartOnFailure(t *testing.T) {
 	t.Cleanup(func() { fcvm(t, "rm", "-f", "again") })
 	r.want(t, 3, "turn\nturn\n")
 	var told []string
-	for line := range strings.Lines(fcvm(t, "events", "--follow=false", "--since", began, "--vm", "again").stdout) {
-		var e struct{ Event, Detail string }
-		if err := decode([]byte(line), &e); err != nil {
-			t.Fatal(err)
-		}
+	for _, e := range eventsOf(t, "again", "--since", began) {
 		if told = append(told, e.Event); e.Event == "stopped" && !strings.Contains(e.Detail, "with code 3") {
 			t.Errorf("stopped because of %q", e.Detail)
 		}
