@@ -65,8 +65,25 @@ func (w *writer) whiteout(name string) { w.file(name, "") }
 // Fill writes one layer.
 type Fill func(*writer)
 
-// Special is what archives can hold, and what layers do to one another.
-func Special() []Fill {
+// Image is an image by its layers.
+type Image struct {
+	Name   string
+	Layers []Fill
+	Large  bool // takes a while
+}
+
+// Images are those whose layers hold all that layers can.
+func Images() []Image {
+	return []Image{
+		{"special", special(), false},
+		{"many layers", manyLayers(120), false},
+		{"100,000 small files", smallFiles(100_000), true},
+		{"a file of 2 GiB", bigFile(2 << 30), true},
+	}
+}
+
+// special is what archives can hold, and what layers do to one another.
+func special() []Fill {
 	capability := "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00" // cap_net_bind_service=ep
 	return []Fill{
 		func(w *writer) {
@@ -123,8 +140,8 @@ func Special() []Fill {
 	}
 }
 
-// ManyLayers changes, removes and brings back files in each of n layers.
-func ManyLayers(n int) []Fill {
+// manyLayers changes, removes and brings back files in each of n layers.
+func manyLayers(n int) []Fill {
 	out := []Fill{func(w *writer) {
 		w.put(tar.Header{Typeflag: tar.TypeDir, Name: "./", Mode: 0o755}, nil)
 		w.dir("d")

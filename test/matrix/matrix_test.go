@@ -43,16 +43,6 @@ func program(tb testing.TB) string {
 	return path
 }
 
-func run(tb testing.TB, args ...string) string {
-	tb.Helper()
-	cmd := exec.Command(args[0], args[1:]...)
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		tb.Fatalf("%q: %v\n%s", args, err, out)
-	}
-	return string(out)
-}
-
 // buildDisk has fcvm make a disk in a data directory of its own, and returns
 // it and the most memory that this took, bytes.
 func buildDisk(tb testing.TB, fcvm, ref string) (disk string, memory int64) {
@@ -136,50 +126,31 @@ func compare(t *testing.T, fcvm, ref, want string, free ...string) {
 	t.Logf("%d entries", len(got))
 }
 
-// unpack has umoci unpack the image "x" of a layout.
-func unpack(tb testing.TB, layout string) string {
-	tb.Helper()
-	bundle := filepath.Join(tb.TempDir(), "bundle")
-	run(tb, "umoci", "unpack", "--image", layout+":x", bundle)
-	return filepath.Join(bundle, "rootfs")
-}
-
 // TestMatrix is of images whose layers hold all that layers can.
 func TestMatrix(t *testing.T) {
 	need(t, "umoci", "skopeo", "mount")
 	fcvm := program(t)
-	const gib = 1 << 30
-	for _, tt := range []struct {
-		name  string
-		fills []Fill
-		large bool
-	}{
-		{"special", Special(), false},
-		{"many layers", ManyLayers(120), false},
-		{"100,000 small files", smallFiles(100_000), true},
-		{"a file of 2 GiB", bigFile(2 * gib), true},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			if tt.large && testing.Short() {
+	for _, img := range Images() {
+		t.Run(img.Name, func(t *testing.T) {
+			if img.Large && testing.Short() {
 				t.Skip("takes a while")
 			}
 			dir := t.TempDir()
 			gz, zst := filepath.Join(dir, "gzip"), filepath.Join(dir, "zstd")
-			if err := WriteLayout(gz, tt.fills, compression.GZip); err != nil {
+			if err := WriteLayout(gz, img.Layers, compression.GZip); err != nil {
 				t.Fatal(err)
 			}
-			want := unpack(t, gz)
+			want := Unpack(t, gz)
 			compare(t, fcvm, "oci:"+gz, want)
-			if err := WriteLayout(zst, tt.fills, compression.ZStd); err != nil {
+			if err := WriteLayout(zst, img.Layers, compression.ZStd); err != nil {
 				t.Fatal(err)
 			}
 			compare(t, fcvm, "oci:"+zst, want)
-			if tt.large {
+			if img.Large {
 				return
 			}
-			for _, to := range []string{"docker-archive:" + dir + "/d.tar:x:1", "oci-archive:" + dir + "/o.tar:x"} {
-				run(t, "skopeo", "copy", "--quiet", "--insecure-policy", "oci:"+gz+":x", to)
-				compare(t, fcvm, strings.TrimSuffix(strings.TrimSuffix(to, ":x:1"), ":x"), want)
+			for _, kind := range []string{"docker-archive", "oci-archive"} {
+				compare(t, fcvm, Archive(t, gz, kind), want)
 			}
 		})
 	}
@@ -204,7 +175,7 @@ func TestDebianImages(t *testing.T) {
 			}
 			layout := t.TempDir()
 			run(t, "skopeo", "copy", "--quiet", "--insecure-policy", "oci-archive:"+archive, "oci:"+layout+":x")
-			compare(t, fcvm, "oci-archive:"+archive, unpack(t, layout), free[name]...)
+			compare(t, fcvm, "oci-archive:"+archive, Unpack(t, layout), free[name]...)
 		})
 	}
 }
@@ -215,37 +186,15 @@ func TestOtherBuilders(t *testing.T) {
 	need(t, "umoci", "buildah", "mount")
 	fcvm := program(t)
 	t.Run("umoci", func(t *testing.T) {
-		layout, dir := filepath.Join(t.TempDir(), "layout"), t.TempDir()
-		run(t, "umoci", "init", "--layout", layout)
-		run(t, "umoci", "new", "--image", layout+":x")
-		run(t, "sh", "-c", "cd '"+dir+"' && mkdir -p a/b c && echo 1 >a/b/f && echo 2 >a/g && ln a/g a/h && ln -s ../a c/l && mkfifo c/p && mknod c/n c 1 3 && chown 42:43 a/g")
-		run(t, "umoci", "insert", "--image", layout+":x", dir, "/")
-		run(t, "umoci", "insert", "--image", layout+":x", "--whiteout", "/a/b/f")
-		run(t, "umoci", "insert", "--image", layout+":x", "--opaque", dir+"/c", "/a")
-		compare(t, fcvm, "oci:"+layout, unpack(t, layout))
+		layout := filepath.Join(t.TempDir(), "layout")
+		ByUmoci(t, layout)
+		compare(t, fcvm, "oci:"+layout, Unpack(t, layout))
 	})
 	t.Run("buildah", func(t *testing.T) {
-		storage := t.TempDir()
-		buildah := func(args ...string) string {
-			all := append([]string{"buildah", "--storage-driver", "vfs", "--root", storage + "/root", "--runroot", storage + "/run"}, args...)
-			return strings.TrimSpace(run(t, all...))
-		}
-		first := buildah("from", "scratch")
-		at := buildah("mount", first)
-		run(t, "sh", "-c", "cd '"+at+"' && mkdir -p a/b c d && echo 1 >a/b/f && echo 2 >a/g && ln a/g a/h && echo 3 >c/x && mknod d/n b 8 1 && chown 99999:1 c && chmod 4711 a/g")
-		buildah("commit", "--quiet", first, "base")
-		buildah("umount", first)
-		second := buildah("from", "localhost/base")
-		at = buildah("mount", second)
-		run(t, "sh", "-c", "cd '"+at+"' && rm a/b/f && rm -r c && mkdir c && echo 4 >c/y && echo 5 >>a/g && mv d e && ln a/h e/hard")
 		layout := filepath.Join(t.TempDir(), "layout")
-		buildah("commit", "--quiet", second, "oci:"+layout+":x")
-		buildah("commit", "--quiet", second, "changed")
-		buildah("umount", second)
-		compare(t, fcvm, "oci:"+layout, unpack(t, layout))
+		has := ByBuildah(t, layout)
+		compare(t, fcvm, "oci:"+layout, Unpack(t, layout))
 		// And as buildah itself has it.
-		third := buildah("from", "localhost/changed")
-		compare(t, fcvm, "oci:"+layout, buildah("mount", third), ".")
-		buildah("umount", third)
+		compare(t, fcvm, "oci:"+layout, has, ".")
 	})
 }

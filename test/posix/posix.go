@@ -4,11 +4,8 @@
 package posix
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"sort"
@@ -112,7 +109,7 @@ func Cases() []Case {
 		{"flock", flock},
 		{"locks of records", recordLocks},
 		{"statfs", statfs},
-		{"random writes, reads and truncates", randomOps},
+		{"random writes, reads, mappings and truncates", randomOps},
 		{"two descriptors see one file", twoDescriptors},
 	}
 }
@@ -300,52 +297,6 @@ func writeBeyond(d string) error {
 		_, err = f.WriteAt([]byte("c"), 4)
 		return first(err, f.Close())
 	}(), reads(d+"/f", "ab\x00\x00c"))
-}
-
-func randomOps(d string) error {
-	const size, steps = 256 << 10, 400
-	f, err := os.Create(d + "/f")
-	if err != nil {
-		return err
-	}
-	defer func() { _ = f.Close() }()
-	random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // the same each time
-	model := make([]byte, 0, size)
-	for i := range steps {
-		at := random.IntN(size)
-		n := random.IntN(min(size-at, 20_000) + 1)
-		switch random.IntN(5) {
-		case 0, 1:
-			data := bytes.Repeat([]byte{byte(i)}, n)
-			if _, err := f.WriteAt(data, int64(at)); err != nil {
-				return err
-			}
-			if n > 0 && at+n > len(model) {
-				model = append(model, make([]byte, at+n-len(model))...)
-			}
-			copy(model[min(at, len(model)):], data)
-		case 2:
-			if err := f.Truncate(int64(at)); err != nil {
-				return err
-			}
-			if at > len(model) {
-				model = append(model, make([]byte, at-len(model))...)
-			}
-			model = model[:at]
-			clear(model[at:cap(model)])
-		default:
-			got := make([]byte, n)
-			k, err := f.ReadAt(got, int64(at))
-			if err != nil && !errors.Is(err, io.EOF) {
-				return err
-			}
-			want := model[min(at, len(model)):min(at+n, len(model))]
-			if !bytes.Equal(got[:k], want) {
-				return fmt.Errorf("step %d: %d bytes at %d are not what was written (%d bytes)", i, k, at, len(want))
-			}
-		}
-	}
-	return first(f.Sync(), f.Close(), reads(d+"/f", string(model)))
 }
 
 func twoDescriptors(d string) error {
