@@ -80,6 +80,7 @@ type agent struct {
 	state     *state
 	container *container
 	restorer  *restorer
+	clock     wallClock
 	shares    *shares
 }
 
@@ -89,7 +90,8 @@ func newAgent(p params, s *spawner) *agent {
 		log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	}
 	a.container = newContainer(a)
-	a.restorer = &restorer{agent: a, root: "/", setClock: setClock, reseed: reseed}
+	a.restorer = &restorer{agent: a, root: "/", reseed: reseed}
+	a.clock.set, a.clock.shift = setClock, shiftClock
 	a.shares = newShares(a)
 	return a
 }

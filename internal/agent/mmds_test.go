@@ -127,7 +127,7 @@ func TestRestoreBeforeThePlan(t *testing.T) {
 	g.agent.state.up()
 	newLink(t)
 	writeText(t, "/etc/machine-id", "")
-	req := agentapi.RestoreRequest{Epoch: "e", Entropy: make([]byte, agentapi.MinEntropy), Hostname: "first", MachineID: newID, Env: []string{"A=b"}}
+	req := agentapi.RestoreRequest{ClockSync: agentapi.ClockSync{Epoch: "e"}, Entropy: make([]byte, agentapi.MinEntropy), Hostname: "first", MachineID: newID, Env: []string{"A=b"}}
 	if _, err := g.client.Restore(t.Context(), req); err != nil || len(k.entropy) != 1 {
 		t.Fatalf("%v, reseeded %d times", err, len(k.entropy))
 	}

@@ -18,8 +18,6 @@ import (
 	"github.com/fcvm/fcvm/internal/agentapi"
 )
 
-const maxEpoch = 64 // bytes
-
 // errBooting: a guest that is not up has nothing yet that could be its own.
 var errBooting = errors.New("the guest is not up yet")
 
@@ -27,66 +25,55 @@ var errBooting = errors.New("the guest is not up yet")
 // own. Processes of the snapshot run meanwhile; whoever started it from outside
 // waits.
 type restorer struct {
-	agent    *agent
-	root     string // of the guest's files
-	setClock func(time.Time) error
-	reseed   func([]byte) error
+	agent  *agent
+	root   string // of the guest's files
+	reseed func([]byte) error
 
 	mu   sync.Mutex
 	last agentapi.RestoreResponse // of what was done last
-	// The clock was set last by a request of this epoch, which was sent at this time.
-	clockEpoch string
-	clockSent  time.Time
 }
 
+// postRestore answers for the clock while the rest is done.
 func (a *agent) postRestore(w http.ResponseWriter, r *http.Request) {
 	arrived := time.Now()
 	var req agentapi.RestoreRequest
 	if !decode(w, r, &req) {
 		return
 	}
-	resp, err := a.restorer.restore(r.Context(), &req, arrived)
-	if err != nil {
+	if err := checkRestore(&req); err != nil {
 		replyError(w, http.StatusConflict, err)
 		return
 	}
-	resp.Took, resp.Time = time.Since(arrived), time.Now()
-	reply(w, http.StatusOK, resp)
+	a.serveClock(w, r, &req.ClockSync, arrived, func(ctx context.Context) *agentapi.RestoreResponse {
+		resp, err := a.restorer.restore(ctx, &req)
+		if err != nil {
+			resp = agentapi.RestoreResponse{Epoch: req.Epoch, Error: err.Error()}
+		}
+		return &resp
+	})
 }
 
-// restore does all that the request asks for, or the clock alone if it has done
-// the rest before.
-func (r *restorer) restore(ctx context.Context, req *agentapi.RestoreRequest, arrived time.Time) (agentapi.RestoreResponse, error) {
-	if err := checkRestore(req); err != nil {
-		return agentapi.RestoreResponse{}, err
-	}
+// restore does all that the request asks for, unless it was done before.
+func (r *restorer) restore(ctx context.Context, req *agentapi.RestoreRequest) (agentapi.RestoreResponse, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	// A request that was long on its way is wrong about the time. The host has sent
-	// others since, which may have come before it.
-	if r.clockEpoch != req.Epoch || req.Time.After(r.clockSent) {
-		if err := r.setClock(req.Time.Add(time.Since(arrived))); err != nil {
-			return agentapi.RestoreResponse{}, err
-		}
-		r.clockEpoch, r.clockSent = req.Epoch, req.Time
-	}
 	if r.last.Epoch == req.Epoch {
 		return r.last, nil
 	}
+	began := time.Now()
 	n, err := r.become(ctx, req)
 	if err != nil {
 		return agentapi.RestoreResponse{}, err
 	}
-	r.last = agentapi.RestoreResponse{Epoch: req.Epoch, Reset: n}
+	r.last = agentapi.RestoreResponse{Epoch: req.Epoch, Took: time.Since(began), Reset: n}
 	return r.last, nil
 }
 
 func checkRestore(req *agentapi.RestoreRequest) error {
+	if err := checkSync(&req.ClockSync); err != nil {
+		return err
+	}
 	switch {
-	case req.Epoch == "" || len(req.Epoch) > maxEpoch:
-		return fmt.Errorf("epoch of %d bytes, want 1 to %d", len(req.Epoch), maxEpoch)
-	case req.Time.IsZero():
-		return errors.New("no time given")
 	case len(req.Entropy) < agentapi.MinEntropy || len(req.Entropy) > agentapi.MaxEntropy:
 		return fmt.Errorf("%d bytes of entropy, want %d to %d", len(req.Entropy), agentapi.MinEntropy, agentapi.MaxEntropy)
 	case req.MachineID != "" && !machineIDPattern.MatchString(req.MachineID):

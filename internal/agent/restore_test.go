@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -23,6 +24,7 @@ import (
 type fakeKernel struct {
 	mu      sync.Mutex
 	steps   []time.Duration // ahead of the host's clock
+	shifts  []time.Duration
 	entropy [][]byte
 	fail    error
 }
@@ -31,6 +33,13 @@ func (k *fakeKernel) setClock(at time.Time) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.steps = append(k.steps, time.Until(at))
+	return nil
+}
+
+func (k *fakeKernel) shiftClock(d time.Duration) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.shifts = append(k.shifts, d)
 	return nil
 }
 
@@ -44,7 +53,8 @@ func (k *fakeKernel) reseed(entropy []byte) error {
 // restorable gives a guest a kernel of a test's.
 func (g *guest) restorable() *fakeKernel {
 	k := new(fakeKernel)
-	g.agent.restorer.setClock, g.agent.restorer.reseed = k.setClock, k.reseed
+	g.agent.restorer.reseed = k.reseed
+	g.agent.clock.set, g.agent.clock.shift = k.setClock, k.shiftClock
 	return k
 }
 
@@ -107,7 +117,7 @@ func restoreRequest() agentapi.RestoreRequest {
 	n := oldNetwork()
 	n.MTU, n.DNS, n.Search, n.Address6, n.Gateway6 = 1500, []string{"10.0.2.4"}, []string{"example"}, "", ""
 	return agentapi.RestoreRequest{
-		Epoch: "one", Entropy: bytes.Repeat([]byte{7}, 64), Hostname: "clone", MachineID: newID, Network: n,
+		ClockSync: agentapi.ClockSync{Epoch: "one"}, Entropy: bytes.Repeat([]byte{7}, 64), Hostname: "clone", MachineID: newID, Network: n,
 		Hosts: []string{"10.1.1.2\tcache", "10.1.1.1\tdb original-db"}, Env: []string{"GIVEN=a b", "OWN=given"},
 	}
 }
@@ -124,7 +134,7 @@ func TestRestore(t *testing.T) {
 	if _, err := g.client.Restore(t.Context(), restoreRequest()); err != nil {
 		t.Fatal(err)
 	}
-	if len(k.steps) == 0 || k.steps[len(k.steps)-1].Abs() > 50*time.Millisecond {
+	if len(k.steps) != 1 || k.steps[0].Abs() > patience { // the request's way; what it is off by then is a matter of shifts
 		t.Errorf("the clock was set to what it is, but for %v", k.steps)
 	}
 	if len(k.entropy) != 1 || !bytes.Equal(k.entropy[0], bytes.Repeat([]byte{7}, 64)) {
@@ -141,15 +151,14 @@ func TestRestore(t *testing.T) {
 	if _, err := stay.near.Read(make([]byte, 1)); err != nil {
 		t.Error(err)
 	}
-	// The same again sets the clock, and nothing else.
-	steps := len(k.steps)
+	// The same again does nothing.
 	writeText(t, "/etc/hostname", "changed since\n")
 	if _, err := g.client.Restore(t.Context(), restoreRequest()); err != nil {
 		t.Error(err)
 	}
 	wantText(t, "/etc/hostname", "changed since\n")
-	if len(k.steps) <= steps || len(k.entropy) != 1 {
-		t.Errorf("the clock was set %d times after %d, and the generator %d times", len(k.steps), steps, len(k.entropy))
+	if len(k.steps) != 1 || len(k.entropy) != 1 {
+		t.Errorf("the clock was set %d times, and the generator %d times", len(k.steps), len(k.entropy))
 	}
 	testSecondRestore(t, g, k)
 }
@@ -157,7 +166,7 @@ func TestRestore(t *testing.T) {
 // testSecondRestore is a clone of the clone.
 func testSecondRestore(t *testing.T, g *guest, k *fakeKernel) {
 	again := agentapi.RestoreRequest{
-		Epoch: "two", Entropy: make([]byte, agentapi.MinEntropy), Hostname: "second",
+		ClockSync: agentapi.ClockSync{Epoch: "two"}, Entropy: make([]byte, agentapi.MinEntropy), Hostname: "second",
 		Network: oldNetwork(), Env: []string{"GIVEN=more"},
 	}
 	if _, err := g.client.Restore(t.Context(), again); err != nil {
@@ -325,7 +334,7 @@ func TestRestoreRefuses(t *testing.T) {
 	g := newGuest(t, pipeCarrier)
 	k := g.restorable()
 	ok := func() agentapi.RestoreRequest {
-		return agentapi.RestoreRequest{Epoch: "e", Entropy: make([]byte, agentapi.MinEntropy)}
+		return agentapi.RestoreRequest{ClockSync: agentapi.ClockSync{Epoch: "e"}, Entropy: make([]byte, agentapi.MinEntropy)}
 	}
 	refused := func(want string, change func(*agentapi.RestoreRequest)) {
 		t.Helper()
@@ -372,26 +381,51 @@ func TestRenameHost(t *testing.T) {
 	}
 }
 
-// A request that comes after a later one is wrong about the time.
-func TestRestoreLateRequest(t *testing.T) {
+// What comes late, or twice, does not change what a later request has set.
+func TestWallClock(t *testing.T) {
+	k := new(fakeKernel)
+	c := wallClock{set: k.setClock, shift: k.shiftClock}
+	sync := func(epoch string, off time.Duration) {
+		t.Helper()
+		if err := c.sync(&agentapi.ClockSync{Epoch: epoch, Time: time.Now().Add(off)}, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ask := func(seq uint64, shift, want time.Duration) {
+		t.Helper()
+		a, err := c.ask("a", agentapi.ClockRequest{Seq: seq, Shift: shift})
+		if err != nil || a.Shift != want || a.Seq != seq || time.Since(a.Time).Abs() > time.Second {
+			t.Errorf("request %d: %+v, %v; want a shift of %s", seq, a, err, want)
+		}
+	}
+	sync("a", time.Hour)
+	ask(1, 0, 0)
+	ask(3, time.Second, time.Second)
+	ask(2, time.Minute, time.Second)
+	ask(4, time.Second, time.Second)
+	sync("a", 0)
+	ask(5, -2*time.Second, -2*time.Second)
+	if len(k.steps) != 1 || k.steps[0].Round(time.Minute) != time.Hour {
+		t.Errorf("the clock was set to %s", k.steps)
+	}
+	if want := []time.Duration{time.Second, -3 * time.Second}; !slices.Equal(k.shifts, want) {
+		t.Errorf("the clock was shifted by %s, want %s", k.shifts, want)
+	}
+	sync("b", 0)
+	if _, err := c.ask("a", agentapi.ClockRequest{Seq: 9, Shift: time.Hour}); !errors.Is(err, errOldEpoch) || len(k.steps) != 2 {
+		t.Errorf("%v; %s", err, k.steps)
+	}
+}
+
+func TestSetClock(t *testing.T) {
 	g := newGuest(t, pipeCarrier)
 	k := g.restorable()
-	now := time.Now()
-	for i, step := range []struct {
-		epoch string
-		sent  time.Time
-		set   bool
-	}{
-		{"a", now, true},
-		{"a", now.Add(-5 * time.Second), false},
-		{"a", now.Add(time.Second), true},
-		{"b", now.Add(-time.Hour), true}, // another host's, or its clock was put back
-	} {
-		before := len(k.steps)
-		req := &agentapi.RestoreRequest{Epoch: step.epoch, Time: step.sent, Entropy: make([]byte, agentapi.MinEntropy)}
-		_, _ = g.agent.restorer.restore(t.Context(), req, time.Now()) // it is not up, which is no matter of the clock's
-		if set := len(k.steps) > before; set != step.set {
-			t.Errorf("request %d has set the clock: %t, want %t", i, set, step.set)
-		}
+	worst, err := g.client.SetClock(t.Context(), "epoch")
+	if err != nil || worst > 50*time.Millisecond || len(k.steps) != 1 || k.steps[0].Abs() > time.Second {
+		t.Errorf("%s at worst, %v; set to %s", worst, err, k.steps)
+	}
+	var refused *agentapi.Error
+	if _, err := g.client.SetClock(t.Context(), ""); !errors.As(err, &refused) {
+		t.Errorf("no epoch: %v", err)
 	}
 }

@@ -16,7 +16,8 @@
 //	POST /v1/copy/in           CopyRequest as query; a tar stream into the container; CopyResponse
 //	GET  /v1/copy/out          CopyRequest as query; a tar stream out of it
 //	POST /v1/share             ShareRequest, upgrade to a stream of SFTP; again when it was lost
-//	POST /v1/restore           RestoreRequest, after a snapshot was loaded; RestoreResponse
+//	POST /v1/clock             ClockSync, upgrade to a stream, after the guest stood still
+//	POST /v1/restore           RestoreRequest, upgrade to a stream, after a snapshot was loaded
 //	POST /v1/shutdown          sync the disks and power off
 //
 // Errors come as Error with a status of 400 or more. The guest is hostile:
@@ -29,7 +30,7 @@ import (
 )
 
 // Version of this protocol; it changes when an older peer would misunderstand.
-const Version = 1
+const Version = 2
 
 // Paths of the agent's HTTP service.
 const (
@@ -47,6 +48,7 @@ const (
 	PathCopyIn   = "/v1/copy/in"
 	PathCopyOut  = "/v1/copy/out"
 	PathShare    = "/v1/share"
+	PathClock    = "/v1/clock"
 	PathRestore  = "/v1/restore"
 	PathShutdown = "/v1/shutdown"
 )

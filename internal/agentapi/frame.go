@@ -10,8 +10,9 @@ import (
 // FrameType is the first byte of a frame.
 type FrameType byte
 
-// The frames of a stream. Host to guest: Stdin, StdinClose, Resize, Signal.
-// Guest to host: Stdout, Stderr, StdinAck, Exit (the last frame, always).
+// The frames of a process's stream. Host to guest: Stdin, StdinClose, Resize,
+// Signal. Guest to host: Stdout, Stderr, StdinAck, Exit (the last frame, always).
+// Clock, both ways, and Restored, to the host, are of ClockSync and RestoreRequest.
 //
 // The host sends at most StdinWindow bytes of stdin that the guest has not
 // acknowledged. So the guest always reads what comes, and a signal is never
@@ -21,10 +22,12 @@ const (
 	FrameStdinClose FrameType = 2 // no payload
 	FrameStdout     FrameType = 3
 	FrameStderr     FrameType = 4
-	FrameResize     FrameType = 5 // rows, columns: two big-endian uint16
-	FrameSignal     FrameType = 6 // number: one byte
-	FrameExit       FrameType = 7 // JSON of Exit
-	FrameStdinAck   FrameType = 8 // bytes of stdin that the process has taken: big-endian uint32
+	FrameResize     FrameType = 5  // rows, columns: two big-endian uint16
+	FrameSignal     FrameType = 6  // number: one byte
+	FrameExit       FrameType = 7  // JSON of Exit
+	FrameStdinAck   FrameType = 8  // bytes of stdin that the process has taken: big-endian uint32
+	FrameClock      FrameType = 9  // ClockRequest, ClockAnswer
+	FrameRestored   FrameType = 10 // JSON of RestoreResponse
 )
 
 // ErrFrame: the peer does not speak the protocol.
@@ -57,7 +60,7 @@ func (f *FrameReader) Next() (FrameType, []byte, error) {
 		return 0, nil, err
 	}
 	t, n := FrameType(h[0]), binary.BigEndian.Uint32(h[1:])
-	if t < FrameStdin || t > FrameStdinAck {
+	if t < FrameStdin || t > FrameRestored {
 		return 0, nil, fmt.Errorf("%w: unknown type %d", ErrFrame, h[0])
 	}
 	if n > MaxFrame {

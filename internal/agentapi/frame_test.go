@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"testing"
+	"time"
 )
 
 func TestFramesRoundTrip(t *testing.T) {
@@ -66,7 +67,7 @@ func TestNextRefuses(t *testing.T) {
 		"no payload":             {header(1, 4), io.ErrUnexpectedEOF},
 		"half a payload":         {append(header(1, 4), 'x'), io.ErrUnexpectedEOF},
 		"type 0":                 {header(0, 0), ErrFrame},
-		"type 9":                 {header(9, 0), ErrFrame},
+		"type 11":                {header(11, 0), ErrFrame},
 		"length over the limit":  {header(1, MaxFrame+1), ErrFrame},
 		"length of all the bits": {header(3, 1<<32-1), ErrFrame},
 	} {
@@ -122,4 +123,24 @@ func FuzzNext(f *testing.F) {
 			t.Fatal("frames read are not the bytes given")
 		}
 	})
+}
+
+func TestClockPayloads(t *testing.T) {
+	for _, q := range []ClockRequest{{}, {Seq: 1, Shift: -time.Hour}, {Seq: 1<<64 - 1, Shift: 1<<63 - 1}} {
+		if got, err := ParseClockRequest(q.Encode()); err != nil || got != q {
+			t.Errorf("%+v: got %+v, %v", q, got, err)
+		}
+	}
+	for _, a := range []ClockAnswer{{Time: time.Unix(0, 0)}, {Seq: 7, Shift: -1, Time: time.Unix(-5, 3)}, {Time: time.Unix(0, 1<<63-1)}} {
+		if got, err := ParseClockAnswer(a.Encode()); err != nil || got != a {
+			t.Errorf("%+v: got %+v, %v", a, got, err)
+		}
+	}
+	for _, n := range []int{0, 1, 15, 17, 23, 25} {
+		_, err := ParseClockRequest(make([]byte, n))
+		_, err2 := ParseClockAnswer(make([]byte, n))
+		if !errors.Is(err, ErrFrame) || !errors.Is(err2, ErrFrame) {
+			t.Errorf("%d bytes: %v, %v", n, err, err2)
+		}
+	}
 }

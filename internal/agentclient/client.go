@@ -255,13 +255,18 @@ func readAnswer(resp *http.Response, out any) error {
 	return nil
 }
 
-// unwrapURL drops the made-up URL from an error of net/http, and knows what
-// that says of a peer that is no HTTP server.
+// unwrapURL drops the made-up URL from an error of net/http.
 func unwrapURL(err error) error {
 	var u *url.Error
 	if errors.As(err, &u) {
 		err = u.Err
 	}
+	return notHTTP(err)
+}
+
+// notHTTP knows what net/http says of a peer that is no HTTP server, rather than
+// one that is gone.
+func notHTTP(err error) error {
 	for _, sign := range []string{"malformed HTTP", "malformed MIME", "response headers exceeded"} {
 		if strings.Contains(err.Error(), sign) {
 			return fmt.Errorf("%w: %s", ErrAgent, clean(err.Error()))

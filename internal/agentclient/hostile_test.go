@@ -203,11 +203,11 @@ func TestShutdownWithoutAnswer(t *testing.T) {
 
 func TestHostileStatus(t *testing.T) {
 	for name, body := range map[string]string{
-		"another version": `{"version":2,"phase":"ready"}`,
+		"another version": `{"version":1,"phase":"ready"}`,
 		"no version":      `{"phase":"ready"}`,
-		"exit code 256":   `{"version":1,"exit":{"code":256}}`,
-		"exit code -1":    `{"version":1,"exit":{"code":-1}}`,
-		"failed with 0":   `{"version":1,"exit":{"code":0,"failed":true}}`,
+		"exit code 256":   `{"version":2,"exit":{"code":256}}`,
+		"exit code -1":    `{"version":2,"exit":{"code":-1}}`,
+		"failed with 0":   `{"version":2,"exit":{"code":0,"failed":true}}`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			if _, err := newClient(t, answers(answer(200, body))).Status(t.Context()); !errors.Is(err, ErrAgent) {
@@ -220,11 +220,11 @@ func TestHostileStatus(t *testing.T) {
 func TestGuestsTextIsCleaned(t *testing.T) {
 	const evil = `\u001b]0;title\u0007\u001b[31mred\u202e\r\u0000 ä€ \n\tnext`
 	const want = "·]0;title··[31mred··· ä€ \n\tnext"
-	st, err := newClient(t, answers(answer(200, `{"version":1,"error":"`+evil+`"}`))).Status(t.Context())
+	st, err := newClient(t, answers(answer(200, `{"version":2,"error":"`+evil+`"}`))).Status(t.Context())
 	if err != nil || st.Error != want {
 		t.Errorf("status: %q, %v", st.Error, err)
 	}
-	err = newClient(t, answers(answer(200, `{"version":1,"phase":"failed","error":"`+evil+`"}`))).WaitReady(t.Context())
+	err = newClient(t, answers(answer(200, `{"version":2,"phase":"failed","error":"`+evil+`"}`))).WaitReady(t.Context())
 	if err == nil || !strings.HasSuffix(err.Error(), want) {
 		t.Errorf("ready: %v", err)
 	}
@@ -355,7 +355,7 @@ func TestOversizeRequestIsNotSent(t *testing.T) {
 
 func TestWaitAgent(t *testing.T) {
 	dials := 0
-	agent := newClient(t, answers(answer(200, `{"version":1,"phase":"booting"}`)))
+	agent := newClient(t, answers(answer(200, `{"version":2,"phase":"booting"}`)))
 	c := New(func(ctx context.Context) (net.Conn, error) {
 		if dials++; dials < 4 {
 			return nil, errors.New("not yet")

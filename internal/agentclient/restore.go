@@ -2,46 +2,29 @@ package agentclient
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
+	"io"
+	"sync/atomic"
 	"time"
 
 	"github.com/fcvm/fcvm/internal/agentapi"
 )
 
-// How far a guest's clock may be off the host's, at worst. The first of the two
-// is what is tried for; a host on which no answer is that quick gets by with
-// the second.
 const (
-	clockGoal  = 20 * time.Millisecond
-	clockLimit = 50 * time.Millisecond
-
-	goalAttempts = 3 // for clockGoal
-
-	// clockPatience is how long is tried for clockLimit, on a host that is so busy
-	// that answers are late, and clockPause how long is waited between tries at
-	// first; each pause is half as long again as the one before.
-	clockPatience = time.Minute
-	clockPause    = 20 * time.Millisecond
-	maxClockPause = time.Second
-
-	maxWrong = 15 // prompt answers with the wrong time that are enough
-)
-
-const (
-	// restorePause is how long Restore sleeps after a connection that was lost.
+	// restorePause is how long is slept after a connection that was lost.
 	restorePause = 2 * time.Millisecond
 
-	// restorePatience is how long it waits for an answer until it asks beside it,
-	// and twice as long after each one that did not come. A guest that learns of
-	// its new host while it has a request drops that without a word.
+	// restorePatience is how long a guest may say nothing until it is asked beside,
+	// and twice as long after each time. A guest that learns of its new host while
+	// it has a request drops that without a word.
 	restorePatience    = time.Second
 	maxRestorePatience = time.Minute
-)
 
-// ErrClock: the guest's clock could not be set.
-var ErrClock = errors.New("the guest's clock is not right")
+	// aliveEvery is how often a guest is asked whose clock is right already.
+	aliveEvery = restorePatience / 2
+)
 
 // Restored is what a guest has confirmed.
 type Restored struct {
@@ -49,8 +32,8 @@ type Restored struct {
 	Reset int
 	// ClockError is how far the guest's clock may be off, at worst.
 	ClockError time.Duration
-	// Took is how long the guest was at it, and Asked how many answers were needed
-	// until its clock was right.
+	// Took is how long the guest was at it, and Asked how often it was asked for its
+	// clock until that was right.
 	Took  time.Duration
 	Asked int
 }
@@ -63,124 +46,214 @@ type Restored struct {
 // An error of the guest's (*agentapi.Error) says what it could not do, ErrClock
 // that its clock stayed wrong; such a guest is not to be used.
 func (c *Client) Restore(ctx context.Context, req agentapi.RestoreRequest) (Restored, error) {
-	var way time.Duration // that a request is likely to take
-	var began time.Time   // with the first answer
-	var took time.Duration
-	pause, wrong := clockPause, 0
-	for n := 0; ; n++ {
-		r, err := c.restoreOnce(ctx, req, way)
-		if err != nil {
-			return Restored{}, fmt.Errorf("make the guest a machine of its own: %w", err)
-		}
-		if began.IsZero() {
-			began, took = time.Now(), r.Took
-		}
-		limit, busy := clockGoal, n >= goalAttempts
-		if busy {
-			limit = clockLimit
-		}
-		if r.off.worst <= limit {
-			return Restored{Reset: r.Reset, ClockError: r.off.worst, Took: took, Asked: n + 1}, nil
-		}
-		if r.off.delay <= clockLimit {
-			wrong++ // and not because its answers are late
-		}
-		if wrong == maxWrong || time.Since(began) > clockPatience {
-			return Restored{}, fmt.Errorf("make the guest a machine of its own: %w: it is off by up to %s", ErrClock, r.off.worst.Round(time.Millisecond))
-		}
-		way = r.off.delay / 2
-		if busy {
-			time.Sleep(pause)
-			pause = min(pause+pause/2, maxClockPause)
-		}
+	s := &synced{
+		client: c, path: agentapi.PathRestore, epoch: req.Epoch, restores: true,
+		body: func(now time.Time) any { r := req; r.Time = now; return r },
 	}
+	resp, err := s.run(ctx)
+	if err != nil {
+		return Restored{}, fmt.Errorf("make the guest a machine of its own: %w", err)
+	}
+	worst, asked := s.clock.known()
+	return Restored{Reset: resp.Reset, ClockError: worst, Took: resp.Took, Asked: asked}, nil
 }
 
-// restoration is an answer and what it says of the clock.
-type restoration struct {
-	agentapi.RestoreResponse
-	off offset
+// SetClock sets the wall clock of a guest that has stood still. The epoch is as
+// of agentapi.ClockSync. It returns how far the clock may be off, at worst.
+func (c *Client) SetClock(ctx context.Context, epoch string) (worst time.Duration, err error) {
+	s := &synced{
+		client: c, path: agentapi.PathClock, epoch: epoch,
+		body: func(now time.Time) any { return agentapi.ClockSync{Epoch: epoch, Time: now} },
+	}
+	if _, err := s.run(ctx); err != nil {
+		return 0, fmt.Errorf("set the guest's clock: %w", err)
+	}
+	worst, _ = s.clock.known()
+	return worst, nil
 }
 
-// restoreOnce asks until there is an answer. A request that has none after a while
-// is not given up, for the guest may just be slow: another one is sent beside it.
-func (c *Client) restoreOnce(ctx context.Context, req agentapi.RestoreRequest, way time.Duration) (restoration, error) {
+// synced is how a guest's clock is set, and a guest restored, over one stream or
+// several.
+type synced struct {
+	client   *Client
+	path     string
+	epoch    string
+	body     func(now time.Time) any
+	restores bool // the guest sends FrameRestored
+
+	clock clock
+	moved atomic.Int64 // counts frames, both ways
+}
+
+// run opens a stream, and others beside it while the guest says nothing: it is not
+// given up, for it may just be slow. The first that comes to its end counts.
+func (s *synced) run(ctx context.Context) (agentapi.RestoreResponse, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	type result struct {
-		restoration
-		err error
+		resp agentapi.RestoreResponse
+		err  error
 	}
 	results := make(chan result)
-	waiting := 0
-	ask := func() {
-		waiting++
+	open := 0
+	begin := func() {
+		open++
 		go func() {
-			r, err := c.tryRestore(ctx, req, way)
+			resp, err := s.talk(ctx)
 			select {
-			case results <- result{r, err}:
+			case results <- result{resp, err}:
 			case <-ctx.Done():
 			}
 		}()
 	}
-	ask()
-	patience := restorePatience
-	late := time.NewTimer(patience)
-	defer late.Stop()
+	begin()
+	patience, moved := restorePatience, s.moved.Load()
+	silent := time.NewTimer(patience)
+	defer silent.Stop()
 	for {
 		select {
 		case r := <-results:
-			var refused *agentapi.Error
-			if r.err == nil || errors.Is(r.err, ErrAgent) || errors.As(r.err, &refused) {
-				return r.restoration, r.err
+			if r.err == nil || isFinal(r.err) {
+				return r.resp, r.err
 			}
-			if waiting--; waiting == 0 {
+			if open--; open == 0 {
 				time.Sleep(restorePause)
-				ask()
+				begin()
 			}
-		case <-late.C:
-			ask()
-			patience = min(2*patience, maxRestorePatience)
-			late.Reset(patience)
+		case <-silent.C:
+			if n := s.moved.Load(); n != moved {
+				moved = n
+			} else {
+				begin()
+				patience = min(2*patience, maxRestorePatience)
+			}
+			silent.Reset(patience)
 		case <-ctx.Done():
-			return restoration{}, context.Cause(ctx)
+			return agentapi.RestoreResponse{}, context.Cause(ctx)
 		}
 	}
 }
 
-func (c *Client) tryRestore(ctx context.Context, req agentapi.RestoreRequest, way time.Duration) (r restoration, err error) {
-	sent := time.Now()
-	req.Time = sent.Add(way)
-	if err := c.call(ctx, http.MethodPost, agentapi.PathRestore, req, &r.RestoreResponse); err != nil {
-		return r, err
-	}
-	return r, r.check(&req, sent, time.Now())
+// isFinal reports whether to ask again would be in vain.
+func isFinal(err error) bool {
+	var refused *agentapi.Error
+	return errors.Is(err, ErrAgent) || errors.Is(err, ErrClock) || errors.As(err, &refused)
 }
 
-// check refuses what no agent answers.
-func (r *restoration) check(req *agentapi.RestoreRequest, sent, received time.Time) error {
+// late is a request's body that is made when it is sent.
+type late func(time.Time) any
+
+// MarshalJSON makes it.
+func (l late) MarshalJSON() ([]byte, error) { return json.Marshal(l(time.Now())) }
+
+// talk is one stream: it ends when the clock is right, and the guest restored.
+func (s *synced) talk(ctx context.Context) (resp agentapi.RestoreResponse, err error) {
+	conn, r, err := s.client.upgraded(ctx, s.path, late(s.body))
+	if err != nil {
+		return resp, err
+	}
+	s.moved.Add(1)
+	defer closeOnDone(ctx, conn)()
+	defer func() { _ = conn.Close() }()
+	over := make(chan struct{})
+	defer close(over)
+	frames := make(chan frame)
+	go readFrames(r, frames, over)
+	var (
+		out      = agentapi.NewFrameWriter(conn)
+		q        agentapi.ClockRequest // the last; it is answered when ask is not nil
+		sent     time.Time
+		restored = !s.restores
+		ask      = time.After(0)
+	)
+	for !restored || !s.clock.isRight() {
+		select {
+		case <-ask:
+			ask = nil
+			s.moved.Add(1)
+			q, sent = s.clock.next(), time.Now()
+			if err := out.Write(agentapi.FrameClock, q.Encode()); err != nil {
+				return resp, fmt.Errorf("ask for the clock: %w", err)
+			}
+		case f := <-frames:
+			s.moved.Add(1)
+			switch {
+			case f.err != nil:
+				return resp, f.err
+			case f.kind == agentapi.FrameRestored && s.restores:
+				if resp, err = parseRestored(f.payload, s.epoch); err != nil {
+					return resp, err
+				}
+				restored = true
+			case f.kind == agentapi.FrameClock:
+				a, err := agentapi.ParseClockAnswer(f.payload)
+				if err == nil && (a.Seq != q.Seq || ask != nil) {
+					err = errors.New("nobody has asked for the clock")
+				}
+				if err != nil {
+					return resp, fmt.Errorf("%w: %w", ErrAgent, err)
+				}
+				pause, err := s.clock.add(sent, f.at, a)
+				if err != nil {
+					return resp, err
+				}
+				if s.clock.isRight() {
+					pause = aliveEvery
+				}
+				ask = time.After(pause)
+			default:
+				return resp, fmt.Errorf("%w: frame %d of the clock's stream", ErrAgent, f.kind)
+			}
+		case <-ctx.Done():
+			return resp, context.Cause(ctx)
+		}
+	}
+	return resp, nil
+}
+
+// frame is one that has come.
+type frame struct {
+	kind    agentapi.FrameType
+	payload []byte
+	at      time.Time
+	err     error
+}
+
+func readFrames(r io.Reader, frames chan<- frame, over <-chan struct{}) {
+	for in := agentapi.NewFrameReader(r); ; {
+		var f frame
+		f.kind, f.payload, f.err = in.Next()
+		f.at = time.Now()
+		f.payload = append([]byte(nil), f.payload...)
+		if errors.Is(f.err, agentapi.ErrFrame) {
+			f.err = fmt.Errorf("%w: %w", ErrAgent, f.err)
+		}
+		select {
+		case frames <- f:
+		case <-over:
+			return
+		}
+		if f.err != nil {
+			return
+		}
+	}
+}
+
+// parseRestored refuses what no agent answers.
+func parseRestored(p []byte, epoch string) (agentapi.RestoreResponse, error) {
+	var r agentapi.RestoreResponse
+	if err := json.Unmarshal(p, &r); err != nil {
+		return r, fmt.Errorf("%w: %w", ErrAgent, err)
+	}
 	switch {
-	case r.Epoch != req.Epoch:
-		return fmt.Errorf("%w: it answers another restore", ErrAgent)
+	case r.Epoch != epoch:
+		return r, fmt.Errorf("%w: it answers another restore", ErrAgent)
+	case r.Error != "":
+		return r, &agentapi.Error{Message: clean(r.Error)}
 	case r.Reset < 0:
-		return fmt.Errorf("%w: %d connections", ErrAgent, r.Reset)
-	case r.Took < 0 || r.Took > received.Sub(sent):
-		return fmt.Errorf("%w: it had a request for %s that took %s", ErrAgent, r.Took, received.Sub(sent))
+		return r, fmt.Errorf("%w: %d connections", ErrAgent, r.Reset)
+	case r.Took < 0:
+		return r, fmt.Errorf("%w: it was at it for %s", ErrAgent, r.Took)
 	}
-	r.off = clockOffset(sent, received, r.Time, r.Took)
-	return nil
-}
-
-// offset is what is known of another clock.
-type offset struct {
-	delay time.Duration // of the channel, both ways
-	worst time.Duration // how far the clock is off, at most
-}
-
-// clockOffset compares a clock that was read just before its answer was sent,
-// which took some part of what the channel took in all (Cristian's algorithm).
-func clockOffset(sent, received, theirs time.Time, took time.Duration) offset {
-	delay := received.Sub(sent) - took
-	off := theirs.Sub(received.Add(-delay / 2)).Abs()
-	return offset{delay: delay, worst: max(off, off+delay/2)} // a guest's time may be beyond all that can be added to
+	return r, nil
 }

@@ -23,28 +23,80 @@ import (
 type restorable struct {
 	there, back time.Duration // what the channel takes
 	works       time.Duration // what the guest takes
+	rate        float64       // of its clock's seconds to ours, less 1
 
 	mu    sync.Mutex
-	clock time.Duration // ahead of the host's
+	set   time.Time     // when its clock was set
+	clock time.Duration // ahead of the host's, then
+	shift time.Duration
 	asked atomic.Int32
 }
 
+// ahead is how far the guest's clock is ahead of the host's. The caller has mu.
+func (g *restorable) ahead() time.Duration {
+	return g.clock + time.Duration(g.rate*float64(time.Since(g.set)))
+}
+
 func (g *restorable) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	g.asked.Add(1)
 	var req agentapi.RestoreRequest
 	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
 	time.Sleep(g.there)
-	arrived := time.Now()
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.clock = req.Time.Sub(arrived)
-	time.Sleep(g.works)
-	resp := agentapi.RestoreResponse{Epoch: req.Epoch, Time: time.Now().Add(g.clock), Took: time.Since(arrived), Reset: 3}
+	if g.set.IsZero() { // once in an epoch
+		g.set, g.clock = time.Now(), time.Until(req.Time)
+	}
+	g.mu.Unlock()
 	time.Sleep(g.back)
-	_ = json.NewEncoder(w).Encode(resp)
+	conn := hijack(w)
+	if conn == nil {
+		return
+	}
+	defer func() { _ = conn.Close() }()
+	var out sync.Mutex
+	send := func(t agentapi.FrameType, p []byte) {
+		out.Lock()
+		defer out.Unlock()
+		_ = agentapi.WriteFrame(conn, t, p)
+	}
+	var done sync.WaitGroup
+	defer done.Wait()
+	done.Go(func() {
+		time.Sleep(g.works)
+		b, _ := json.Marshal(agentapi.RestoreResponse{Epoch: req.Epoch, Took: g.works, Reset: 3})
+		send(agentapi.FrameRestored, b)
+	})
+	for in := agentapi.NewFrameReader(conn); ; {
+		_, p, err := in.Next()
+		if err != nil {
+			return
+		}
+		q, err := agentapi.ParseClockRequest(p)
+		if err != nil {
+			return
+		}
+		g.asked.Add(1)
+		time.Sleep(g.there)
+		g.mu.Lock()
+		g.clock += q.Shift - g.shift
+		g.shift = q.Shift
+		a := agentapi.ClockAnswer{Seq: q.Seq, Shift: q.Shift, Time: time.Now().Add(g.ahead())}
+		g.mu.Unlock()
+		time.Sleep(g.back)
+		send(agentapi.FrameClock, a.Encode())
+	}
+}
+
+// hijack takes a request's connection over, as the agent does; nil: there is none.
+func hijack(w http.ResponseWriter) net.Conn {
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return nil
+	}
+	_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+agentapi.StreamProtocol+"\r\n\r\n")
+	return conn
 }
 
 // serveGuest answers each connection of a client by HTTP.
@@ -89,7 +141,7 @@ func (l *chanListener) Close() error   { l.once.Do(func() { close(l.done) }); re
 func (l *chanListener) Addr() net.Addr { return &net.UnixAddr{Name: "guest"} }
 
 func request() agentapi.RestoreRequest {
-	return agentapi.RestoreRequest{Epoch: "e1", Entropy: make([]byte, agentapi.MinEntropy)}
+	return agentapi.RestoreRequest{ClockSync: agentapi.ClockSync{Epoch: "e1"}, Entropy: make([]byte, agentapi.MinEntropy)}
 }
 
 // A guest's clock is right although a slow channel brings the time late.
@@ -166,87 +218,164 @@ func TestRestoreTriesAgain(t *testing.T) {
 	}
 }
 
+// speaking is a guest that answers a restore with frames, whatever it is asked.
+func speaking(frames ...[]byte) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		conn := hijack(w)
+		if conn == nil {
+			return
+		}
+		defer func() { _ = conn.Close() }()
+		go func() { _, _ = io.Copy(io.Discard, conn) }()
+		for _, f := range frames {
+			if _, err := conn.Write(f); err != nil {
+				return
+			}
+		}
+		time.Sleep(100 * time.Millisecond) // what comes too late is not missed
+	})
+}
+
+func frameOf(t agentapi.FrameType, p string) []byte {
+	b, _ := agentapi.AppendFrame(nil, t, []byte(p))
+	return b
+}
+
 func TestRestoreRefusesLies(t *testing.T) {
 	t.Parallel()
-	now := time.Now().UTC().Format(time.RFC3339Nano)
-	for name, body := range map[string]string{
-		"another epoch":      `{"epoch":"e2","time":"` + now + `"}`,
-		"no epoch":           `{"time":"` + now + `"}`,
-		"negative count":     `{"epoch":"e1","reset":-1,"time":"` + now + `"}`,
-		"negative time":      `{"epoch":"e1","took":-1,"time":"` + now + `"}`,
-		"longer than it was": `{"epoch":"e1","took":3600000000000,"time":"` + now + `"}`,
-		"no time":            `{"epoch":"e1","time":"soon"}`,
+	for name, f := range map[string][]byte{
+		"another epoch":   frameOf(agentapi.FrameRestored, `{"epoch":"e2"}`),
+		"no epoch":        frameOf(agentapi.FrameRestored, `{}`),
+		"negative count":  frameOf(agentapi.FrameRestored, `{"epoch":"e1","reset":-1}`),
+		"negative time":   frameOf(agentapi.FrameRestored, `{"epoch":"e1","took":-1}`),
+		"no JSON":         frameOf(agentapi.FrameRestored, `epoch`),
+		"another frame":   frameOf(agentapi.FrameStdout, "x"),
+		"an unknown one":  frameOf(77, "x"),
+		"a short answer":  frameOf(agentapi.FrameClock, "x"),
+		"another request": frameOf(agentapi.FrameClock, strings.Repeat("x", 24)),
 	} {
 		t.Run(name, func(t *testing.T) {
-			if _, err := newClient(t, answers(answer(200, body))).Restore(t.Context(), request()); !errors.Is(err, ErrAgent) {
+			if _, err := serveGuest(t, speaking(f)).Restore(t.Context(), request()); !errors.Is(err, ErrAgent) {
 				t.Errorf("got %v, want ErrAgent", err)
 			}
 		})
 	}
 	// A clock that cannot be right, however often it is set.
-	for _, at := range []string{"0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"} {
-		g := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			_, _ = io.WriteString(w, `{"epoch":"e1","time":"`+at+`"}`)
-		})
-		if _, err := serveGuest(t, g).Restore(t.Context(), request()); !errors.Is(err, ErrClock) {
+	for _, at := range []time.Time{time.Unix(0, math.MinInt64), time.Unix(0, math.MaxInt64), time.Unix(0, 0)} {
+		a := agentapi.ClockAnswer{Seq: 1, Time: at}
+		if _, err := serveGuest(t, speaking(frameOf(agentapi.FrameClock, string(a.Encode())))).Restore(t.Context(), request()); !errors.Is(err, ErrClock) {
 			t.Errorf("%s: got %v, want ErrClock", at, err)
 		}
 	}
 	// What the guest could not do is said in its own words, once.
-	_, err := newClient(t, answers(answer(409, `{"error":"reseed: \u001b[31mno"}`))).Restore(t.Context(), request())
-	var refused *agentapi.Error
-	if !errors.As(err, &refused) || !strings.Contains(err.Error(), "reseed: ·[31mno") {
-		t.Errorf("got %v", err)
-	}
-}
-
-func TestClockOffset(t *testing.T) {
-	sent := time.Unix(1000, 0)
-	ms := func(n int) time.Duration { return time.Duration(n) * time.Millisecond }
-	for _, tc := range []struct {
-		waited, took, theirs int // of theirs: after sent
-		want                 offset
-	}{
-		{10, 0, 5, offset{ms(10), ms(5)}},
-		{10, 10, 10, offset{0, 0}},
-		{110, 100, 105, offset{ms(10), ms(5)}},
-		{110, 100, 100, offset{ms(10), ms(10)}},
-		{10, 0, -995, offset{ms(10), ms(1005)}},
+	for name, c := range map[string]*Client{
+		"at once": newClient(t, answers(answer(409, `{"error":"reseed: \u001b[31mno"}`))),
+		"later":   serveGuest(t, speaking(frameOf(agentapi.FrameRestored, `{"epoch":"e1","error":"reseed: \u001b[31mno"}`))),
 	} {
-		if got := clockOffset(sent, sent.Add(ms(tc.waited)), sent.Add(ms(tc.theirs)), ms(tc.took)); got != tc.want {
-			t.Errorf("%+v: got %+v", tc, got)
-		}
-	}
-	for _, at := range []time.Time{{}, time.Unix(math.MaxInt64/2, 0)} {
-		if got := clockOffset(sent, sent.Add(ms(10)), at, 0); got.worst < time.Hour {
-			t.Errorf("%s: %+v", at, got)
+		_, err := c.Restore(t.Context(), request())
+		var refused *agentapi.Error
+		if !errors.As(err, &refused) || !strings.Contains(err.Error(), "reseed: ·[31mno") {
+			t.Errorf("%s: got %v", name, err)
 		}
 	}
 }
 
-// The answer to the first request counts, however late it comes.
+func TestClock(t *testing.T) {
+	ms := func(n int) time.Duration { return time.Duration(n) * time.Millisecond }
+	start := time.Unix(1_000_000, 0)
+	type exchange struct {
+		there, back int // ms
+		worst       int // afterwards
+		right       bool
+	}
+	for name, tc := range map[string]struct {
+		off       int // of the guest's clock at first, ms
+		exchanges []exchange
+	}{
+		"quick":                       {1, []exchange{{2, 2, 3, true}}},
+		"off, and then not":           {300, []exchange{{2, 2, 302, false}, {2, 2, 2, true}}},
+		"slow, but right in the end":  {-400, []exchange{{40, 40, 440, false}, {40, 40, 40, true}}},
+		"too slow, once":              {0, []exchange{{60, 60, 60, false}, {500, 45, 60, false}, {30, 300, 53, false}, {400, 400, 38, true}}},
+		"slow this way and that way":  {0, []exchange{{10, 300, 300, false}, {300, 10, 155, false}, {300, 300, 10, true}}},
+		"the better answer is kept":   {200, []exchange{{25, 25, 225, false}, {400, 400, 25, true}}},
+		"the goal only of quick ones": {0, []exchange{{45, 45, 45, true}}},
+	} {
+		var c clock
+		now, shifted := start, time.Duration(0)
+		for i, e := range tc.exchanges {
+			q := c.next()
+			shifted = q.Shift
+			sent, read, received := now, now.Add(ms(e.there)), now.Add(ms(e.there+e.back))
+			if _, err := c.add(sent, received, agentapi.ClockAnswer{Seq: q.Seq, Shift: shifted, Time: read.Add(ms(tc.off) + shifted)}); err != nil {
+				t.Fatal(err)
+			}
+			worst, _ := c.known()
+			if off := (ms(tc.off) + shifted).Abs(); off > worst {
+				t.Errorf("%s: off by %s after exchange %d, said to be %s at worst", name, off, i+1, worst)
+			}
+			if worst.Round(time.Millisecond) != ms(e.worst) || c.isRight() != e.right {
+				t.Errorf("%s: exchange %d: %s at worst, right: %t; want %d ms, %t", name, i+1, worst, c.isRight(), e.worst, e.right)
+			}
+			now = received
+		}
+	}
+}
+
+// A clock that goes at another rate excludes its own past.
+func TestRestoreOfAFastClock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := &restorable{there: 5 * time.Millisecond, back: 60 * time.Millisecond, rate: 0.05}
+		r, err := serveGuest(t, g).Restore(t.Context(), request())
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if err != nil || g.ahead().Abs() > clockLimit {
+			t.Errorf("%+v, %v: it is ahead by %s", r, err, g.ahead())
+		}
+	})
+}
+
+// What a slow guest answers first counts, however late it comes.
 func TestRestoreOfASlowGuest(t *testing.T) {
 	t.Parallel()
-	g := &restorable{works: 2 * restorePatience}
+	g := new(restorable)
 	var first sync.Once
+	var streams atomic.Int32
 	slow := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		streams.Add(1)
 		stuck := true
 		first.Do(func() { stuck = false })
 		if stuck { // what is asked beside it
-			g.asked.Add(1)
 			_, _ = io.Copy(io.Discard, r.Body) // only then its end shows
 			<-r.Context().Done()
 			return
 		}
+		time.Sleep(3 * restorePatience / 2)
 		g.ServeHTTP(w, r)
 	})
-	c := serveGuest(t, slow)
-	// The clock of such a guest may be right or not: this is about the answer.
-	r, err := c.restoreOnce(t.Context(), request(), 0)
+	r, err := serveGuest(t, slow).Restore(t.Context(), request())
 	if err != nil || r.Reset != 3 {
 		t.Errorf("%+v, %v", r, err)
 	}
-	if n := g.asked.Load(); n != 2 {
-		t.Errorf("%d requests, want one more beside the first", n)
+	if n := streams.Load(); n != 2 {
+		t.Errorf("%d streams, want one more beside the first", n)
+	}
+}
+
+// A guest that works for long is asked for its clock meanwhile.
+func TestRestoreOfABusyGuest(t *testing.T) {
+	t.Parallel()
+	var streams atomic.Int32
+	g := &restorable{works: 5 * restorePatience / 2}
+	busy := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		streams.Add(1)
+		g.ServeHTTP(w, r)
+	})
+	r, err := serveGuest(t, busy).Restore(t.Context(), request())
+	if err != nil || r.Took != g.works || r.Asked > 10 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if n := streams.Load(); n != 1 {
+		t.Errorf("%d streams", n)
 	}
 }

@@ -138,7 +138,10 @@ func upgrade(ctx context.Context, conn net.Conn, path string, body any) (io.Read
 	br := bufio.NewReaderSize(limited, stdinChunk)
 	resp, err := http.ReadResponse(br, req)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %s", ErrAgent, clean(err.Error()))
+		if limited.N <= 0 {
+			err = errors.New("response headers exceeded")
+		}
+		return nil, fmt.Errorf("read answer: %w", notHTTP(err))
 	}
 	if resp.StatusCode != http.StatusSwitchingProtocols {
 		limited.N = 2 * agentapi.MaxBody // room for chunks; readAnswer has the limit

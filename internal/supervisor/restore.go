@@ -148,7 +148,7 @@ func (in *instance) makeOwn(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrRestore, in.pagesError(in.guestError(ctx, err)))
 	}
-	in.Verbose(fmt.Sprintf("the guest is its own, after %s of its time and %d requests: its clock is off by %s at most, %d TCP connections of the original were reset",
+	in.Verbose(fmt.Sprintf("the guest is its own, after %s of its time and %d looks at its clock: its clock is off by %s at most, %d TCP connections of the original were reset",
 		got.Took.Round(time.Millisecond), got.Asked, got.ClockError.Round(time.Millisecond), got.Reset))
 	return nil
 }
@@ -164,7 +164,7 @@ func (in *instance) restoreRequest() (agentapi.RestoreRequest, error) {
 	}
 	rec := in.vm.Record()
 	req := agentapi.RestoreRequest{
-		Epoch: hex.EncodeToString(epoch), Entropy: entropy,
+		ClockSync: agentapi.ClockSync{Epoch: hex.EncodeToString(epoch)}, Entropy: entropy,
 		Hostname: hostname(&rec), MachineID: machineID(), Network: in.guestNetwork(), Hosts: hosts,
 	}
 	if in.Clone != nil {
