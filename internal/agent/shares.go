@@ -80,13 +80,27 @@ func diskDir(n int) string { return fmt.Sprintf("%s/vd%c", disksDir, 'a'+n) }
 
 func mountDisk(m agentapi.Mount) error {
 	d := mount{source: fmt.Sprintf("/dev/vd%c", 'a'+m.Disk), target: diskDir(m.Disk), fstype: "ext4"}
-	if m.ReadOnly {
+	if m.ReadOnly && !m.Own {
 		d.flags, d.data = unix.MS_RDONLY, "noload" // a disk that cannot be written has its journal left alone
 	}
 	if err := waitFor(d.source); err != nil {
 		return err
 	}
-	return d.do()
+	if err := d.do(); err != nil {
+		return err
+	}
+	switch {
+	case m.Own:
+		if err := furnish(d.target, m, openImage); err != nil {
+			return err
+		}
+		if m.ReadOnly {
+			return unix.Mount("", d.target, "", unix.MS_REMOUNT|unix.MS_RDONLY, "")
+		}
+	case m.ReadOnly:
+		return checkFinished(d.target, m)
+	}
+	return nil
 }
 
 // bind is what Podman is told of a mount.

@@ -139,7 +139,7 @@ type Container struct {
 	CapAdd      []string          `json:"cap_add,omitempty"`
 	CapDrop     []string          `json:"cap_drop,omitempty"`
 	Tmpfs       []string          `json:"tmpfs,omitempty"`
-	Volumes     []string          `json:"volumes,omitempty"` // anonymous, on the scratch disk: the image's VOLUMEs, and others
+	Volumes     []string          `json:"volumes,omitempty"` // anonymous, on the scratch disk: the image's VOLUMEs, and others; as Podman's -v takes them
 	Mounts      []Mount           `json:"mounts,omitempty"`
 	Interactive bool              `json:"interactive,omitempty"`
 	TTY         bool              `json:"tty,omitempty"`
@@ -154,6 +154,8 @@ type Mount struct {
 	Share    string `json:"share,omitempty"` // its name; empty: it is a disk
 	File     bool   `json:"file,omitempty"`  // of a share: the one file ShareFile, not the directory
 	Disk     int    `json:"disk,omitempty"`  // number of the disk, DiskVolumes or more
+	Own      bool   `json:"own,omitempty"`   // of a disk: the host has made it, and it can be written, if only before the container starts
+	Seed     bool   `json:"seed,omitempty"`  // of such a disk: while it is empty, it gets what the image has at the target
 }
 
 // ShareFile is the name of the one file of a share that is a file.

@@ -33,6 +33,8 @@ func (in *instance) planMounts() []agentapi.Mount {
 		case m.OnDisk():
 			p.Disk = disk
 			disk++
+			volume := m.Kind == vm.MountVolume && !m.ReadOnly
+			p.Own, p.Seed = volume || m.Kind == vm.MountBlock, volume && !m.NoCopy
 		default:
 			continue
 		}
@@ -53,8 +55,12 @@ func (in *instance) anonymousVolumes() []string {
 			dirs = append(dirs, dir)
 		}
 	}
-	for _, m := range in.Spec.Mounts {
-		if m.Kind == vm.MountAnonymous {
+	for i, m := range in.Spec.Mounts {
+		switch {
+		case m.Kind != vm.MountAnonymous:
+		case m.NoCopy:
+			dirs = append(dirs, fmt.Sprintf("anonymous%d:%s:nocopy", i, m.Target))
+		default:
 			dirs = append(dirs, m.Target)
 		}
 	}

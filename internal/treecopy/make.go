@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -86,16 +87,34 @@ func (u *unpacker) node(dir *os.Root, name, full string, h *tar.Header) error {
 	return setTimes(dir, name, h.ModTime)
 }
 
-// finish gives a file or a directory its owner and mode, in this order: a change
-// of the owner clears bits of the mode.
+// finish gives a file or a directory its owner, extended attributes and mode, in
+// this order: a change of the owner clears some of both, and what cannot be
+// written takes no attributes of an ordinary user's.
 func (u *unpacker) finish(f *os.File, h *tar.Header) error {
 	if u.o.Archive {
 		if err := f.Chown(h.Uid, h.Gid); err != nil {
 			return permission(err)
 		}
 	}
-	if err := f.Chmod(u.mode(h)); err != nil {
-		return err
+	if u.o.Xattrs {
+		if err := writeXattrs(f, h); err != nil {
+			return err
+		}
+	}
+	return f.Chmod(u.mode(h))
+}
+
+// writeXattrs gives a file or a directory the extended attributes that the stream
+// has for it.
+func writeXattrs(f *os.File, h *tar.Header) error {
+	for key, value := range h.PAXRecords {
+		name, ok := strings.CutPrefix(key, xattrPrefix)
+		if !ok {
+			continue
+		}
+		if err := unix.Fsetxattr(int(f.Fd()), name, []byte(value), 0); err != nil {
+			return fmt.Errorf("set the extended attribute %s: %w", name, err)
+		}
 	}
 	return nil
 }

@@ -22,7 +22,7 @@ const dirBatch = 256
 type PackOptions struct {
 	Follow bool // a link at the end of the source's path is followed
 	Sparse bool // holes are left out: for readers that know PAX's sparse format
-	Xattrs bool // extended attributes of files and directories are kept; not those of files whose holes are left out
+	Xattrs bool // extended attributes of files and directories are kept
 }
 
 // Source is what is to be packed. It is opened before the first byte is
@@ -227,12 +227,9 @@ func copyExactly(w io.Writer, r io.Reader, n int64, name string) error {
 // writeHeader writes an entry's header, with the extended attributes of what is
 // open if they are kept.
 func (p *packer) writeHeader(h *tar.Header, f *os.File) error {
-	if p.xattrs {
-		records, err := p.readXattrs(f)
-		if err != nil {
-			return fmt.Errorf("%s: read extended attributes: %w", h.Name, err)
-		}
-		h.PAXRecords = records
+	var err error
+	if h.PAXRecords, err = p.readXattrs(f); err != nil {
+		return fmt.Errorf("%s: %w", h.Name, err)
 	}
 	if err := p.tar.WriteHeader(h); err != nil {
 		return fmt.Errorf("%s: %w", h.Name, err)
@@ -244,8 +241,15 @@ func (p *packer) writeHeader(h *tar.Header, f *os.File) error {
 // that the kernel has (linux/limits.h), bytes.
 const maxXattr = 64 << 10
 
-// readXattrs returns the extended attributes of a file as GNU tar keeps them.
+// xattrPrefix begins the names of the records that keep extended attributes.
+const xattrPrefix = "SCHILY.xattr."
+
+// readXattrs returns the extended attributes of a file, if they are kept, as GNU
+// tar keeps them.
 func (p *packer) readXattrs(f *os.File) (map[string]string, error) {
+	if !p.xattrs {
+		return nil, nil
+	}
 	if p.buf == nil {
 		p.buf = make([]byte, maxXattr)
 	}
@@ -254,7 +258,7 @@ func (p *packer) readXattrs(f *os.File) (map[string]string, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("list extended attributes: %w", err)
 	}
 	out := map[string]string{}
 	for name := range strings.SplitSeq(strings.TrimSuffix(string(p.buf[:n]), "\x00"), "\x00") {
@@ -263,9 +267,9 @@ func (p *packer) readXattrs(f *os.File) (map[string]string, error) {
 			continue // it is gone, or only for others to read
 		}
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("read the extended attribute %s: %w", name, err)
 		}
-		out["SCHILY.xattr."+name] = string(p.buf[:n])
+		out[xattrPrefix+name] = string(p.buf[:n])
 	}
 	return out, nil
 }

@@ -62,7 +62,11 @@ func (p *packer) addSparse(h *tar.Header, f *os.File, extents []extent) error {
 	for _, e := range extents {
 		size += e.len
 	}
-	records := paxRecords([][2]string{
+	attrs, err := p.readXattrs(f)
+	if err != nil {
+		return fmt.Errorf("%s: %w", h.Name, err)
+	}
+	pairs := [][2]string{
 		{"GNU.sparse.major", "1"},
 		{"GNU.sparse.minor", "0"},
 		{"GNU.sparse.name", h.Name},
@@ -71,7 +75,11 @@ func (p *packer) addSparse(h *tar.Header, f *os.File, extents []extent) error {
 		{"mtime", paxTime(h.ModTime)},
 		{"uid", strconv.Itoa(h.Uid)},
 		{"gid", strconv.Itoa(h.Gid)},
-	})
+	}
+	for k, v := range attrs {
+		pairs = append(pairs, [2]string{k, v})
+	}
+	records := paxRecords(pairs)
 	var head bytes.Buffer
 	base := path.Base(h.Name)
 	base = base[:min(len(base), 60)]
@@ -87,7 +95,7 @@ func (p *packer) addSparse(h *tar.Header, f *os.File, extents []extent) error {
 			return err
 		}
 	}
-	_, err := p.out.Write(make([]byte, -size&(tarBlock-1)))
+	_, err = p.out.Write(make([]byte, -size&(tarBlock-1)))
 	return err
 }
 

@@ -20,6 +20,9 @@ type UnpackOptions struct {
 	// Archive keeps owners, and the bits that let others act as them. It needs
 	// root. Otherwise everything is the caller's own.
 	Archive bool
+	// Xattrs keeps extended attributes of files and directories, as far as they are
+	// in the stream. Those that let others act as somebody need root.
+	Xattrs bool
 	// Extract takes the names as they are: any archive, into a directory.
 	Extract bool
 	// Skipped is told of what is left out, and why. It may be nil.

@@ -36,6 +36,7 @@ type Mount struct {
 	File     bool      `json:"file,omitempty"`    // of a share: it is one file
 	SizeMiB  int       `json:"size,omitempty"`    // of a volume that is made for it; of the free room on a block disk
 	Options  string    `json:"options,omitempty"` // of a tmpfs, as --tmpfs takes them
+	NoCopy   bool      `json:"nocopy,omitempty"`  // of a volume: an empty one gets nothing of the image's
 }
 
 // OnDisk reports whether the guest has a disk for it.

@@ -50,6 +50,31 @@ func TestVolumeIsMadeOnFirstUse(t *testing.T) {
 	fcvm(t, "volume", "rm", name).wantError(t, 125, "no such volume")
 }
 
+// An empty volume gets what the image has at its place, and that directory's owner.
+func TestVolumeBeginsAsTheImage(t *testing.T) {
+	at := time.Now().Format("150405.000")
+	html, bare, data := "html-"+at, "bare-"+at, "data-"+at
+	t.Cleanup(func() { fcvm(t, "volume", "rm", "-f", html, bare, data) })
+	const (
+		page = "<!DOCTYPE html><title>Welcome to nginx!</title><h1>Welcome to nginx!</h1>\n"
+		show = `cd /var/www/html; read -r line <index.html && echo "$line"; [ ! -e lost+found ]`
+	)
+	run(t, []string{"-v", html + ":/var/www/html"}, "nginx", "sh", "-c", show+" && echo mine >index.html").want(t, 0, page)
+	run(t, []string{"-v", html + ":/var/www/html"}, "nginx", "sh", "-c", show).want(t, 0, "mine\n")
+	run(t, []string{"-v", html + ":/var/www/html:ro"}, "nginx", "sh", "-c", show).want(t, 0, "mine\n")
+	run(t, []string{"-v", bare + ":/var/www/html:nocopy"}, "nginx", "sh", "-c", "cd /var/www/html; echo *").want(t, 0, "*\n")
+	// It is still empty; and Podman does the same with what has no name.
+	run(t, []string{"-v", bare + ":/var/www/html"}, "nginx", "sh", "-c", show).want(t, 0, page)
+	run(t, []string{"-v", "/var/www/html"}, "nginx", "sh", "-c", show).want(t, 0, page)
+	run(t, []string{"--mount", "type=volume,target=/var/www/html,volume-nocopy"}, "nginx", "sh", "-c", "cd /var/www/html; echo *").want(t, 0, "*\n")
+
+	// The directory is empty in the image, and its user's.
+	for range 2 {
+		run(t, []string{"-v", data + ":/data", "--entrypoint", "sh"}, "redis", "-c", "echo x >>/data/f && echo /data/*").want(t, 0, "/data/f\n")
+	}
+	run(t, []string{"-v", data + ":/data"}, "busybox", "stat", "-c", "%u %a", "/data", "/data/f").want(t, 0, "101 755\n101 644\n")
+}
+
 func TestBlockDirectory(t *testing.T) {
 	dir := shareFiles(t)
 	if err := os.Link(dir+"/hello", dir+"/sub/same"); err != nil {
@@ -57,7 +82,9 @@ func TestBlockDirectory(t *testing.T) {
 	}
 	run(t, []string{"-v", dir + ":/data", "--map-mode", "block"}, "busybox", "sh", "-c",
 		"cd /data && cat hello sub/link && sub/tool && stat -c '%u %a %h' hello && readlink away && rm hello && echo new >file && dd if=/dev/zero of=big bs=1M count=20 2>/dev/null && ls").
-		want(t, 0, "from the host\nfrom the host\ntool\n0 644 2\n/etc/hostname\naway\nbig\nfile\nlost+found\nsub\n")
+		want(t, 0, "from the host\nfrom the host\ntool\n0 644 2\n/etc/hostname\naway\nbig\nfile\nsub\n")
+	run(t, []string{"-v", dir + ":/data:ro", "--map-mode", "block"}, "busybox", "sh", "-c", "ls /data; touch /data/new").
+		want(t, 1, "away\nhello\nsub\n")
 	if b, err := os.ReadFile(dir + "/hello"); err != nil || string(b) != "from the host\n" {
 		t.Errorf("the host's own: %q, %v", b, err)
 	}
