@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -45,20 +47,29 @@ func (in *instance) planMounts() []agentapi.Mount {
 func shareName(i int) string { return strconv.Itoa(i) }
 
 // anonymousVolumes are the image's, but for those that something is mounted at,
-// and those that were asked for.
+// and those that were asked for: each place once, however it is written.
 func (in *instance) anonymousVolumes() []string {
+	taken := map[string]bool{}
+	for _, t := range in.tmpfs() {
+		dir, _, _ := strings.Cut(t, ":")
+		taken[path.Clean(dir)] = true
+	}
+	var asked []string
+	for _, m := range in.Spec.Mounts {
+		dir := path.Clean(m.Target)
+		if m.Kind == vm.MountAnonymous && !taken[dir] {
+			asked = append(asked, dir)
+		}
+		taken[dir] = true
+	}
 	var dirs []string
-	for _, dir := range in.image.Config.Volumes {
-		if !slices.ContainsFunc(in.Spec.Mounts, func(m vm.Mount) bool { return m.Target == dir }) {
+	for _, v := range in.image.Config.Volumes {
+		if dir := path.Clean(v); !taken[dir] {
+			taken[dir] = true
 			dirs = append(dirs, dir)
 		}
 	}
-	for _, m := range in.Spec.Mounts {
-		if m.Kind == vm.MountAnonymous {
-			dirs = append(dirs, m.Target)
-		}
-	}
-	return dirs
+	return append(dirs, asked...)
 }
 
 func (in *instance) tmpfs() []string {
