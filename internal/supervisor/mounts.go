@@ -64,7 +64,7 @@ func (in *instance) anonymousVolumes() []string {
 	}
 	var dirs []string
 	for _, v := range in.image.Config.Volumes {
-		if dir := path.Clean(v); !taken[dir] {
+		if dir := path.Join("/", v); !taken[dir] {
 			taken[dir] = true
 			dirs = append(dirs, dir)
 		}
