@@ -28,13 +28,17 @@ func podmanCommand(c *agentapi.Container) (*exec.Cmd, error) {
 	if err := os.WriteFile(podmanConf, []byte(podmanConfig(c)), 0o600); err != nil {
 		return nil, fmt.Errorf("write Podman's configuration: %w", err)
 	}
-	return podmanRun(c), nil
+	root, err := rootFor(c, imageRoot, ownLayer)
+	if err != nil {
+		return nil, err
+	}
+	return podmanRun(c, root), nil
 }
 
 // podmanRun is the command that runs the container from its exploded root,
 // with everything of its image given as flags. The environment is not among
 // them: see podmanConfig.
-func podmanRun(c *agentapi.Container) *exec.Cmd {
+func podmanRun(c *agentapi.Container, root string) *exec.Cmd {
 	f := flags{
 		"run", "--pull=never", "--network=host", "--http-proxy=false",
 		"--pidfile=" + pidFile, "--cidfile=" + cidFile,
@@ -65,7 +69,7 @@ func podmanRun(c *agentapi.Container) *exec.Cmd {
 	for _, k := range slices.Sorted(maps.Keys(c.Labels)) {
 		f.add("--label=" + k + "=" + c.Labels[k])
 	}
-	f.add("--rootfs", imageMount+"/"+agentapi.ImageRoot+":O")
+	f.add("--rootfs", root)
 	cmd := exec.Command(podman, append(f, c.Args...)...)
 	cmd.Env = podmanEnv()
 	cmd.Dir = "/"
