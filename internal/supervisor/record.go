@@ -38,6 +38,13 @@ func processOf(pid int) vm.Process {
 	return vm.Process{PID: pid, Start: start}
 }
 
+// later changes the record at the VM's end: there was no room for it on the disk.
+func (l *life) later(change func(*vm.Record)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.unwritten = append(l.unwritten, change)
+}
+
 // closeRecord writes how the VM ended, and lets go of it; a VM that was to be
 // removed goes with its directory.
 func (l *life) closeRecord(code int, err error) error {
