@@ -15,7 +15,7 @@ import (
 	"github.com/fcvm/fcvm/internal/vm"
 )
 
-// newLife returns a life whose container runs, or is paused.
+// newLife returns the life of a VM that has gone through these statuses.
 func newLife(t *testing.T, statuses ...vm.Status) *life {
 	t.Helper()
 	st, err := store.Open(paths.Layout{Data: t.TempDir()})
@@ -27,13 +27,13 @@ func newLife(t *testing.T, statuses ...vm.Status) *life {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = v.Close() })
-	for _, s := range append([]vm.Status{vm.StatusStarting, vm.StatusRunning}, statuses...) {
+	for _, s := range statuses {
 		if err := v.Move(s, ""); err != nil {
 			t.Fatal(err)
 		}
 	}
 	_, signals := newSignals(t)
-	return &life{vm: v, signals: signals, Options: Options{Verbose: func(string) {}}, over: newLatch(), ready: newLatch()}
+	return &life{Deps: Deps{Store: st}, vm: v, signals: signals, Options: Options{Verbose: func(string) {}}, over: newLatch(), ready: newLatch()}
 }
 
 // sleeper is a machine that may not go on once it was paused.
@@ -51,20 +51,25 @@ func TestEndWhereNothingCanBeWritten(t *testing.T) {
 	kill := func(c *commands) error { return c.Kill(context.Background(), int(syscall.SIGKILL)) }
 	for name, tc := range map[string]struct {
 		end    func(*commands) error
-		status []vm.Status
+		paused bool
 		resume error // why it cannot go on
 		want   []int // signals, and 0 for the end of the VMM
 	}{
 		"stop":                   {end: stop, want: []int{15}},
-		"stop what is paused":    {end: stop, status: []vm.Status{vm.StatusPaused}, want: []int{15}},
-		"stop what cannot go on": {end: stop, status: []vm.Status{vm.StatusPaused}, resume: errors.New("no"), want: []int{15, 9, 0}},
+		"stop what is paused":    {end: stop, paused: true, want: []int{15}},
+		"stop what cannot go on": {end: stop, paused: true, resume: errors.New("no"), want: []int{15, 9, 0}},
 		"kill":                   {end: kill, want: []int{9}},
-		"kill what is paused":    {end: kill, status: []vm.Status{vm.StatusPaused}, want: []int{9}},
-		"kill what cannot go on": {end: kill, status: []vm.Status{vm.StatusPaused}, resume: errors.New("no"), want: []int{9, 0}},
+		"kill what is paused":    {end: kill, paused: true, want: []int{9}},
+		"kill what cannot go on": {end: kill, paused: true, resume: errors.New("no"), want: []int{9, 0}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				l := newLife(t, tc.status...)
+				l := newLife(t, vm.StatusStarting, vm.StatusRunning)
+				if tc.paused {
+					if err := l.vm.Move(vm.StatusPaused, ""); err != nil {
+						t.Fatal(err)
+					}
+				}
 				m := &sleeper{err: tc.resume}
 				in := &instance{life: l, machine: m, gone: newLatch()}
 				l.current = in
@@ -91,7 +96,7 @@ func TestEndWhereNothingCanBeWritten(t *testing.T) {
 				}); !slices.Equal(signals, tc.want) {
 					t.Errorf("signals %v, want %v", signals, tc.want)
 				}
-				if m.resumed != (len(tc.status) > 0) {
+				if m.resumed != tc.paused {
 					t.Errorf("resumed: %v", m.resumed)
 				}
 				rec := l.vm.Record()

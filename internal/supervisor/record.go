@@ -59,7 +59,13 @@ func (l *life) closeRecord(code int, err error) error {
 			r.Phases = l.timer.phases
 		}
 		r.Ready, r.Health = false, ""
-		var early *EndedEarly // its container has an exit code all the same
+		var (
+			early *EndedEarly // its container has an exit code all the same
+			start *StartError // and so has one that a shell would say so of
+		)
+		if errors.As(err, &start) {
+			r.ExitCode = &code
+		}
 		if err != nil && !errors.As(err, &early) {
 			return r.Move(failedFrom(r), firstLine(err), time.Now())
 		}

@@ -64,7 +64,7 @@ type Record struct {
 	Resolved Resolved `json:"resolved"`
 	Phases   []Phase  `json:"phases,omitempty"`
 
-	ExitCode *int   `json:"exit_code,omitempty"` // the container's; set when exited
+	ExitCode *int   `json:"exit_code,omitempty"` // the container's; as a shell has it if that could not be started
 	Reason   string `json:"reason,omitempty"`    // why it ended, one line
 
 	// LogLost is how many bytes of the container's output could not be written
