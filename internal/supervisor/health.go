@@ -37,6 +37,7 @@ func (l *life) healthCheck() vm.Health {
 	if h.Interval <= 0 {
 		h.Interval = vm.DefaultHealthInterval
 	}
+	h.Interval = max(h.Interval, vm.MinInterval)
 	if h.Timeout <= 0 {
 		h.Timeout = vm.DefaultHealthTimeout
 	}
