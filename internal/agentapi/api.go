@@ -17,6 +17,7 @@
 //	GET  /v1/copy/out          CopyRequest as query; a tar stream out of it
 //	POST /v1/share             ShareRequest, upgrade to a stream of SFTP; again when it was lost
 //	POST /v1/restore           RestoreRequest, after a snapshot was loaded; RestoreResponse
+//	POST /v1/clock             ClockRequest, after the guest has stood still; ClockResponse
 //	POST /v1/shutdown          sync the disks and power off
 //
 // Errors come as Error with a status of 400 or more. The guest is hostile:
@@ -48,6 +49,7 @@ const (
 	PathCopyOut  = "/v1/copy/out"
 	PathShare    = "/v1/share"
 	PathRestore  = "/v1/restore"
+	PathClock    = "/v1/clock"
 	PathShutdown = "/v1/shutdown"
 )
 

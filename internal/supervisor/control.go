@@ -198,6 +198,15 @@ func (c *commands) Resume(ctx context.Context) error {
 	if !errors.Is(err, vm.ErrPaused) {
 		return err
 	}
+	if err := c.goOn(ctx, in); err != nil {
+		return err
+	}
+	in.catchUp(ctx) // the guest may be paused again, or stopped, meanwhile
+	return nil
+}
+
+// goOn lets a VM that is paused go on.
+func (c *commands) goOn(ctx context.Context, in *instance) error {
 	in.capturing.Lock()
 	defer in.capturing.Unlock()
 	if c.vm.Record().Status == vm.StatusRunning { // somebody else was faster

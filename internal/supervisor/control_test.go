@@ -43,6 +43,8 @@ type sleeper struct {
 	resumed bool
 }
 
+func (s *sleeper) Done() <-chan struct{} { return nil }
+
 func (s *sleeper) Resume(context.Context) error { s.resumed = true; return s.err }
 
 // A VM whose record cannot be written, or that cannot go on, ends when it is to.
