@@ -61,16 +61,23 @@ type wallClock struct {
 	shifted time.Duration // since it was set for this epoch
 }
 
+// clockBehind is how far the clock of a guest that has stood still may be behind
+// before it is set. It is never set back: it may not have stood still itself.
+const clockBehind = 10 * time.Millisecond
+
 // sync sets the clock to the host's, as that was when the request arrived; once,
 // for another request of the same epoch may have been longer on its way.
-func (c *wallClock) sync(req *agentapi.ClockSync, arrived time.Time) error {
+func (c *wallClock) sync(req *agentapi.ClockSync, arrived time.Time, forward bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.epoch == req.Epoch {
 		return nil
 	}
-	if err := c.set(req.Time.Add(time.Since(arrived))); err != nil {
-		return err
+	now := time.Now()
+	if to := req.Time.Add(now.Sub(arrived)); !forward || to.Sub(now) >= clockBehind {
+		if err := c.set(to); err != nil {
+			return err
+		}
 	}
 	c.epoch, c.seq, c.shifted = req.Epoch, 0, 0
 	return nil
@@ -122,7 +129,7 @@ func (a *agent) postClock(w http.ResponseWriter, r *http.Request) {
 // that it does what else there is to do, until then as well, and sends what came
 // of it.
 func (a *agent) serveClock(w http.ResponseWriter, r *http.Request, req *agentapi.ClockSync, arrived time.Time, beside func(context.Context) *agentapi.RestoreResponse) {
-	if err := a.clock.sync(req, arrived); err != nil {
+	if err := a.clock.sync(req, arrived, beside == nil); err != nil {
 		replyError(w, http.StatusConflict, err)
 		return
 	}

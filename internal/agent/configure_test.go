@@ -110,10 +110,21 @@ func TestCheckPlan(t *testing.T) {
 	if err := checkPlan(&ok); err != nil {
 		t.Error(err)
 	}
-	newer, idle := ok, ok
+	ok.Container.Volumes, ok.Container.Mounts = []agentapi.Volume{{Target: "/data", NoCopy: true}, {Target: "/['/x']"}}, []agentapi.Mount{{Target: "/src"}}
+	if err := checkPlan(&ok); err != nil {
+		t.Error(err)
+	}
+	newer, idle, mounted := ok, ok, ok
 	newer.Version++
 	idle.Container.Args = nil
-	for _, p := range []agentapi.Plan{newer, idle} {
+	mounted.Container.Mounts = []agentapi.Mount{{Target: "/src:rw,dev"}}
+	plans := []agentapi.Plan{newer, idle, mounted}
+	for _, dir := range []string{"/:/host", "/", "/x/..", "", "data", "name:/x", "/data/", "/a\x00b"} {
+		p := ok
+		p.Container.Volumes = []agentapi.Volume{{Target: dir}}
+		plans = append(plans, p)
+	}
+	for _, p := range plans {
 		if checkPlan(&p) == nil {
 			t.Errorf("%+v: no error", p)
 		}

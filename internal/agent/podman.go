@@ -28,13 +28,17 @@ func podmanCommand(c *agentapi.Container) (*exec.Cmd, error) {
 	if err := os.WriteFile(podmanConf, []byte(podmanConfig(c)), 0o600); err != nil {
 		return nil, fmt.Errorf("write Podman's configuration: %w", err)
 	}
-	return podmanRun(c), nil
+	root, err := rootFor(c, imageRoot, ownLayer)
+	if err != nil {
+		return nil, err
+	}
+	return podmanRun(c, root), nil
 }
 
 // podmanRun is the command that runs the container from its exploded root,
 // with everything of its image given as flags. The environment is not among
 // them: see podmanConfig.
-func podmanRun(c *agentapi.Container) *exec.Cmd {
+func podmanRun(c *agentapi.Container, root string) *exec.Cmd {
 	f := flags{
 		"run", "--pull=never", "--network=host", "--http-proxy=false",
 		"--pidfile=" + pidFile, "--cidfile=" + cidFile,
@@ -58,14 +62,20 @@ func podmanRun(c *agentapi.Container) *exec.Cmd {
 	f.each("cap-add", c.CapAdd)
 	f.each("cap-drop", c.CapDrop)
 	f.each("tmpfs", c.Tmpfs)
-	f.each("volume", c.Volumes)
+	for i, v := range c.Volumes {
+		if v.NoCopy { // of a volume without a name Podman takes no options
+			f.add(fmt.Sprintf("--volume=anonymous%d:%s:nocopy", i, v.Target))
+		} else {
+			f.add("--volume=" + v.Target)
+		}
+	}
 	for _, m := range c.Mounts {
 		f.set("volume", bind(m))
 	}
 	for _, k := range slices.Sorted(maps.Keys(c.Labels)) {
 		f.add("--label=" + k + "=" + c.Labels[k])
 	}
-	f.add("--rootfs", imageMount+"/"+agentapi.ImageRoot+":O")
+	f.add("--rootfs", root)
 	cmd := exec.Command(podman, append(f, c.Args...)...)
 	cmd.Env = podmanEnv()
 	cmd.Dir = "/"

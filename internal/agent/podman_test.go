@@ -36,8 +36,8 @@ func TestPodmanFlags(t *testing.T) {
 		"hostname":    {agentapi.Container{Hostname: "h"}, []string{"--hostname=h"}},
 		"stop signal": {agentapi.Container{StopSignal: "SIGQUIT"}, []string{"--stop-signal=SIGQUIT"}},
 		"lists": {
-			agentapi.Container{CapAdd: []string{"NET_ADMIN", "SYS_TIME"}, CapDrop: []string{"ALL"}, Tmpfs: []string{"/t:size=1m"}, Volumes: []string{"/v"}},
-			[]string{"--cap-add=NET_ADMIN", "--cap-add=SYS_TIME", "--cap-drop=ALL", "--tmpfs=/t:size=1m", "--volume=/v"},
+			agentapi.Container{CapAdd: []string{"NET_ADMIN", "SYS_TIME"}, CapDrop: []string{"ALL"}, Tmpfs: []string{"/t:size=1m"}, Volumes: []agentapi.Volume{{Target: "/v"}, {Target: "/w", NoCopy: true}}},
+			[]string{"--cap-add=NET_ADMIN", "--cap-add=SYS_TIME", "--cap-drop=ALL", "--tmpfs=/t:size=1m", "--volume=/v", "--volume=anonymous1:/w:nocopy"},
 		},
 		"labels": {
 			agentapi.Container{Labels: map[string]string{"b": "2", "a": "x=y", "c": ""}},
@@ -48,12 +48,12 @@ func TestPodmanFlags(t *testing.T) {
 			tc.c.Args = []string{"--odd", "-c", "x"}
 			tail := []string{"--rootfs", "/run/fcvm/image/rootfs:O", "--odd", "-c", "x"}
 			want := slices.Concat(common, []string{"--log-driver=passthrough"}, tc.want, tail)
-			if diff := cmp.Diff(want, podmanRun(&tc.c).Args); diff != "" {
+			if diff := cmp.Diff(want, podmanRun(&tc.c, imageRoot+":O").Args); diff != "" {
 				t.Error(diff)
 			}
 			tc.c.TTY = true
 			want = slices.Concat(common, []string{"--tty", "--log-driver=none", "--detach-keys="}, tc.want, tail)
-			if diff := cmp.Diff(want, podmanRun(&tc.c).Args); diff != "" {
+			if diff := cmp.Diff(want, podmanRun(&tc.c, imageRoot+":O").Args); diff != "" {
 				t.Error(diff)
 			}
 		})
@@ -63,7 +63,7 @@ func TestPodmanFlags(t *testing.T) {
 // The environment is in no argument: everybody in the guest can read those.
 func TestSecretsAreInNoProcessList(t *testing.T) {
 	c := agentapi.Container{Args: []string{"x"}, Env: []string{"TOKEN=hunter2"}}
-	cmd := podmanRun(&c)
+	cmd := podmanRun(&c, imageRoot+":O")
 	for _, s := range slices.Concat(cmd.Args, cmd.Env) {
 		if strings.Contains(s, "hunter2") {
 			t.Errorf("found in %q", s)

@@ -28,8 +28,8 @@ func (a *agent) handler() http.Handler {
 	mux.HandleFunc("GET "+agentapi.PathProcs, a.getProcesses)
 	mux.HandleFunc("POST "+agentapi.PathCopyIn, a.postCopyIn)
 	mux.HandleFunc("GET "+agentapi.PathCopyOut, a.getCopyOut)
-	mux.HandleFunc("POST "+agentapi.PathClock, a.postClock)
 	mux.HandleFunc("POST "+agentapi.PathRestore, a.postRestore)
+	mux.HandleFunc("POST "+agentapi.PathClock, a.postClock)
 	mux.HandleFunc("POST "+agentapi.PathShare, a.postShare)
 	mux.HandleFunc("POST "+agentapi.PathShutdown, a.postShutdown)
 	return mux

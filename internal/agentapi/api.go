@@ -139,7 +139,7 @@ type Container struct {
 	CapAdd      []string          `json:"cap_add,omitempty"`
 	CapDrop     []string          `json:"cap_drop,omitempty"`
 	Tmpfs       []string          `json:"tmpfs,omitempty"`
-	Volumes     []string          `json:"volumes,omitempty"` // anonymous, on the scratch disk: the image's VOLUMEs, and others; as Podman's -v takes them
+	Volumes     []Volume          `json:"volumes,omitempty"` // the image's VOLUMEs, and others
 	Mounts      []Mount           `json:"mounts,omitempty"`
 	Interactive bool              `json:"interactive,omitempty"`
 	TTY         bool              `json:"tty,omitempty"`
@@ -156,6 +156,12 @@ type Mount struct {
 	Disk     int    `json:"disk,omitempty"`  // number of the disk, DiskVolumes or more
 	Own      bool   `json:"own,omitempty"`   // of a disk: the host has made it, and it can be written, if only before the container starts
 	Seed     bool   `json:"seed,omitempty"`  // of such a disk: while it is empty, it gets what the image has at the target
+}
+
+// Volume is an anonymous volume, on the scratch disk.
+type Volume struct {
+	Target string `json:"target"`
+	NoCopy bool   `json:"nocopy,omitempty"` // it does not get what the image has at the target
 }
 
 // ShareFile is the name of the one file of a share that is a file.

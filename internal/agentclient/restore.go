@@ -2,6 +2,7 @@ package agentclient
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -58,9 +59,10 @@ func (c *Client) Restore(ctx context.Context, req agentapi.RestoreRequest) (Rest
 	return Restored{Reset: resp.Reset, ClockError: worst, Took: resp.Took, Asked: asked}, nil
 }
 
-// SetClock sets the wall clock of a guest that has stood still. The epoch is as
-// of agentapi.ClockSync. It returns how far the clock may be off, at worst.
-func (c *Client) SetClock(ctx context.Context, epoch string) (worst time.Duration, err error) {
+// SetClock sets the wall clock of a guest that has stood still, if it is behind. It
+// returns how far the clock may be off, at worst.
+func (c *Client) SetClock(ctx context.Context) (worst time.Duration, err error) {
+	epoch := rand.Text()
 	s := &synced{
 		client: c, path: agentapi.PathClock, epoch: epoch,
 		body: func(now time.Time) any { return agentapi.ClockSync{Epoch: epoch, Time: now} },

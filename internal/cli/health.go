@@ -36,6 +36,9 @@ func (o *healthOptions) spec() (*vm.Health, error) {
 	if o.interval < 0 || o.timeout < 0 || o.startPeriod < 0 || o.retries < 0 {
 		return nil, fmt.Errorf("%w: --health-*: times and numbers are not negative", vm.ErrInvalid)
 	}
+	if o.interval > 0 && o.interval < vm.MinInterval {
+		return nil, fmt.Errorf("%w: --health-interval %s: it is at least %s", vm.ErrInvalid, o.interval, vm.MinInterval)
+	}
 	h := &vm.Health{Interval: o.interval, Timeout: o.timeout, StartPeriod: o.startPeriod, Retries: o.retries}
 	switch {
 	case o.none && o.command != "":

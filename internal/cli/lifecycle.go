@@ -13,9 +13,11 @@ import (
 	"github.com/fcvm/fcvm/internal/vm"
 )
 
-// goneTimeout bounds the wait for a supervisor whose VM has ended to be gone.
+// goneTimeout bounds the wait for a supervisor whose VM has ended to be gone: it
+// lets the guest write its disks, takes down the VM, and then what was made around
+// it, and each of these may take 20 seconds.
 const (
-	goneTimeout = 30 * time.Second
+	goneTimeout = 90 * time.Second
 	gonePoll    = 10 * time.Millisecond
 )
 

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"path"
 	"slices"
 	"strings"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/fcvm/fcvm/internal/rootfs"
+	"github.com/fcvm/fcvm/internal/vm"
 )
 
 // Limits bound what is taken from an image. The zero value of a field stands
@@ -235,14 +237,29 @@ func parseConfig(raw []byte, n int) (configFile, error) {
 		Entrypoint: c.Entrypoint, Cmd: c.Cmd, Env: c.Env, WorkDir: c.WorkingDir, User: c.User,
 		Labels: c.Labels, StopSignal: c.StopSignal,
 	}
-	for v := range c.Volumes {
-		out.config.Volumes = append(out.config.Volumes, v)
+	if out.config.Volumes, err = volumePaths(c.Volumes); err != nil {
+		return configFile{}, err
 	}
-	slices.Sort(out.config.Volumes)
 	if h := c.Healthcheck; h != nil {
 		out.config.Health = &Health{
 			Test: h.Test, Interval: h.Interval, Timeout: h.Timeout, StartPeriod: h.StartPeriod, Retries: h.Retries,
 		}
 	}
 	return out, nil
+}
+
+// volumePaths are the places of an image's volumes, sorted. One that is relative
+// is taken from the root, as Docker does. What cannot be a place is refused: to
+// Podman "/:/host" is a mount of the guest's own root.
+func volumePaths(volumes map[string]struct{}) ([]string, error) {
+	var dirs []string
+	for v := range volumes {
+		dir := path.Join("/", v)
+		if vm.CheckTarget(dir) != nil {
+			return nil, fmt.Errorf("%w: its configuration has a volume at %q, where none can be: have its VOLUME be a path below the root, without a colon", ErrUnsafe, v)
+		}
+		dirs = append(dirs, dir)
+	}
+	slices.Sort(dirs)
+	return slices.Compact(dirs), nil
 }

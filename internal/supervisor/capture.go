@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync"
 	"time"
 
 	"github.com/fcvm/fcvm/internal/control"
@@ -48,7 +49,11 @@ func (in *instance) capture(ctx context.Context, o captureOptions) (*snapshot.Sn
 	if err != nil {
 		return nil, err
 	}
-	if err := c.freeze(ctx); err != nil {
+	err = c.freeze(ctx)
+	var clock sync.WaitGroup
+	clock.Go(func() { in.catchUp(ctx) })
+	defer clock.Wait()
+	if err != nil {
 		return nil, err
 	}
 	return c.finish(ctx)

@@ -60,11 +60,8 @@ func (c *commands) Stop(ctx context.Context, timeout time.Duration) error {
 		return c.over.wait(ctx)
 	}
 	c.capturing.Lock() // what is paused for a snapshot must not go on before it is taken
-	err := c.wake(ctx, in, true)
+	c.wake(ctx, in, true)
 	c.capturing.Unlock()
-	if err != nil {
-		return err
-	}
 	c.signals.send(c.stopSignal())
 	if in.goneWithin(ctx, timeout) {
 		return ctx.Err()
@@ -81,20 +78,31 @@ func (c *commands) askEnd() *instance {
 }
 
 // wake says that the VM is about to end, and lets a paused one go on if it may, so
-// that it can.
-func (c *commands) wake(ctx context.Context, in *instance, resume bool) error {
-	var paused bool
-	err := c.vm.Update(func(r *vm.Record) error {
-		paused = r.Status == vm.StatusPaused
+// that it can. It ends all the same where neither works: its record cannot be
+// written as long as the disk is full, and a guest that stands still is killed.
+func (c *commands) wake(ctx context.Context, in *instance, resume bool) {
+	now := time.Now()
+	stopping := func(r *vm.Record) error {
 		if r.Status == vm.StatusStopping || r.Status.Final() {
 			return nil
 		}
-		return r.Move(vm.StatusStopping, "", time.Now())
-	})
-	if err != nil || !paused || !resume {
-		return err
+		return r.Move(vm.StatusStopping, "", now)
 	}
-	return in.machine.Resume(ctx)
+	paused := false
+	err := c.vm.Update(func(r *vm.Record) error {
+		paused = r.Status == vm.StatusPaused
+		return stopping(r)
+	})
+	if err != nil {
+		c.Verbose(err.Error())
+		(*life)(c).later(func(r *vm.Record) { _ = stopping(r) })
+	}
+	if !paused || !resume {
+		return
+	}
+	if err := in.machine.Resume(ctx); err != nil {
+		c.Verbose("let the guest go on: " + err.Error())
+	}
 }
 
 func (c *commands) stopSignal() int {
@@ -150,12 +158,9 @@ func (c *commands) Kill(ctx context.Context, signal int) error {
 	}
 	// A guest that stands still for a snapshot is not waited for: its VM is killed.
 	free := c.capturing.TryLock()
-	err := c.wake(ctx, in, free)
+	c.wake(ctx, in, free)
 	if free {
 		c.capturing.Unlock()
-	}
-	if err != nil {
-		return err
 	}
 	return c.kill(ctx, in)
 }
@@ -193,6 +198,15 @@ func (c *commands) Resume(ctx context.Context) error {
 	if !errors.Is(err, vm.ErrPaused) {
 		return err
 	}
+	if err := c.goOn(ctx, in); err != nil {
+		return err
+	}
+	in.catchUp(ctx) // the guest may be paused again, or stopped, meanwhile
+	return nil
+}
+
+// goOn lets a VM that is paused go on.
+func (c *commands) goOn(ctx context.Context, in *instance) error {
 	in.capturing.Lock()
 	defer in.capturing.Unlock()
 	if c.vm.Record().Status == vm.StatusRunning { // somebody else was faster

@@ -1,11 +1,117 @@
 package supervisor
 
 import (
+	"context"
 	"errors"
+	"os"
+	"slices"
+	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
+	"github.com/fcvm/fcvm/internal/paths"
+	"github.com/fcvm/fcvm/internal/store"
 	"github.com/fcvm/fcvm/internal/vm"
 )
+
+// newLife returns the life of a VM that has gone through these statuses.
+func newLife(t *testing.T, statuses ...vm.Status) *life {
+	t.Helper()
+	st, err := store.Open(paths.Layout{Data: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := st.Create("web", vm.Spec{Image: "img", Driver: "qemu", CPUs: 1, MemoryMiB: 512, Init: vm.InitAgent, Logs: vm.LogsFile})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = v.Close() })
+	for _, s := range statuses {
+		if err := v.Move(s, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, signals := newSignals(t)
+	return &life{Deps: Deps{Store: st}, vm: v, signals: signals, Options: Options{Verbose: func(string) {}}, over: newLatch(), ready: newLatch()}
+}
+
+// sleeper is a machine that may not go on once it was paused.
+type sleeper struct {
+	guest
+	err     error
+	resumed bool
+}
+
+func (s *sleeper) Done() <-chan struct{} { return nil }
+
+func (s *sleeper) Resume(context.Context) error { s.resumed = true; return s.err }
+
+// A VM whose record cannot be written, or that cannot go on, ends when it is to.
+func TestEndWhereNothingCanBeWritten(t *testing.T) {
+	stop := func(c *commands) error { return c.Stop(context.Background(), time.Second) }
+	kill := func(c *commands) error { return c.Kill(context.Background(), int(syscall.SIGKILL)) }
+	for name, tc := range map[string]struct {
+		end    func(*commands) error
+		paused bool
+		resume error // why it cannot go on
+		want   []int // signals, and 0 for the end of the VMM
+	}{
+		"stop":                   {end: stop, want: []int{15}},
+		"stop what is paused":    {end: stop, paused: true, want: []int{15}},
+		"stop what cannot go on": {end: stop, paused: true, resume: errors.New("no"), want: []int{15, 9, 0}},
+		"kill":                   {end: kill, want: []int{9}},
+		"kill what is paused":    {end: kill, paused: true, want: []int{9}},
+		"kill what cannot go on": {end: kill, paused: true, resume: errors.New("no"), want: []int{9, 0}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLife(t, vm.StatusStarting, vm.StatusRunning)
+				if tc.paused {
+					if err := l.vm.Move(vm.StatusPaused, ""); err != nil {
+						t.Fatal(err)
+					}
+				}
+				m := &sleeper{err: tc.resume}
+				in := &instance{life: l, machine: m, gone: newLatch()}
+				l.current = in
+				got := make(chan int, 8)
+				l.signals.setKill(func() { got <- 0; in.gone.set(nil) })
+				l.signals.setForward(func(sig int) {
+					got <- sig
+					if tc.resume == nil {
+						in.gone.set(nil)
+					}
+				})
+				if err := os.RemoveAll(string(l.vm.Dir())); err != nil {
+					t.Fatal(err)
+				}
+				if err := tc.end((*commands)(l)); err != nil {
+					t.Error(err)
+				}
+				synctest.Wait()
+				close(got)
+				if signals := slices.Collect(func(yield func(int) bool) {
+					for s := range got {
+						yield(s)
+					}
+				}); !slices.Equal(signals, tc.want) {
+					t.Errorf("signals %v, want %v", signals, tc.want)
+				}
+				if m.resumed != tc.paused {
+					t.Errorf("resumed: %v", m.resumed)
+				}
+				rec := l.vm.Record()
+				for _, change := range l.unwritten {
+					change(&rec)
+				}
+				if rec.Status != vm.StatusStopping {
+					t.Errorf("at the end the record says %s", rec.Status)
+				}
+			})
+		})
+	}
+}
 
 func TestParseSignal(t *testing.T) {
 	for text, want := range map[string]int{

@@ -37,6 +37,7 @@ func (l *life) healthCheck() vm.Health {
 	if h.Interval <= 0 {
 		h.Interval = vm.DefaultHealthInterval
 	}
+	h.Interval = max(h.Interval, vm.MinInterval)
 	if h.Timeout <= 0 {
 		h.Timeout = vm.DefaultHealthTimeout
 	}
@@ -83,14 +84,15 @@ func (in *instance) watchHealth(ctx context.Context) {
 			continue // a paused VM is neither well nor ill
 		}
 		ok := in.checkHealth(ctx, args, h.Timeout)
+		after := in.vm.Record()
 		switch {
 		case ctx.Err() != nil:
 			return
-		case len(in.vm.Record().History) != len(before.History): // it was paused meanwhile
+		case after.Moves() != before.Moves(): // it was paused meanwhile
 		case ok:
 			failures = 0
 			in.setHealth(vm.HealthHealthy)
-		case time.Now().Before(grace) && in.vm.Record().Health == vm.HealthStarting:
+		case time.Now().Before(grace) && after.Health == vm.HealthStarting:
 		default:
 			if failures++; failures >= h.Retries {
 				in.setHealth(vm.HealthUnhealthy)

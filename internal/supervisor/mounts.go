@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -47,24 +49,29 @@ func (in *instance) planMounts() []agentapi.Mount {
 func shareName(i int) string { return strconv.Itoa(i) }
 
 // anonymousVolumes are the image's, but for those that something is mounted at,
-// and those that were asked for.
-func (in *instance) anonymousVolumes() []string {
-	var dirs []string
-	for _, dir := range in.image.Config.Volumes {
-		if !slices.ContainsFunc(in.Spec.Mounts, func(m vm.Mount) bool { return m.Target == dir }) {
-			dirs = append(dirs, dir)
+// and those that were asked for: each place once, however it is written.
+func (in *instance) anonymousVolumes() []agentapi.Volume {
+	taken := map[string]bool{}
+	for _, t := range in.tmpfs() {
+		dir, _, _ := strings.Cut(t, ":")
+		taken[path.Clean(dir)] = true
+	}
+	var asked []agentapi.Volume
+	for _, m := range in.Spec.Mounts {
+		dir := path.Clean(m.Target)
+		if m.Kind == vm.MountAnonymous && !taken[dir] {
+			asked = append(asked, agentapi.Volume{Target: dir, NoCopy: m.NoCopy})
+		}
+		taken[dir] = true
+	}
+	var all []agentapi.Volume
+	for _, v := range in.image.Config.Volumes {
+		if dir := path.Join("/", v); !taken[dir] {
+			taken[dir] = true
+			all = append(all, agentapi.Volume{Target: dir})
 		}
 	}
-	for i, m := range in.Spec.Mounts {
-		switch {
-		case m.Kind != vm.MountAnonymous:
-		case m.NoCopy:
-			dirs = append(dirs, fmt.Sprintf("anonymous%d:%s:nocopy", i, m.Target))
-		default:
-			dirs = append(dirs, m.Target)
-		}
-	}
-	return dirs
+	return append(all, asked...)
 }
 
 func (in *instance) tmpfs() []string {

@@ -41,9 +41,7 @@ func (in *instance) closeLog(log *logs.Writer) error {
 	err := log.Close()
 	if lost, _ := log.Lost(); lost > 0 {
 		if in.vm.Update(func(r *vm.Record) error { r.LogLost += lost; return nil }) != nil {
-			in.mu.Lock()
-			in.unwritten = append(in.unwritten, func(r *vm.Record) { r.LogLost += lost })
-			in.mu.Unlock()
+			in.later(func(r *vm.Record) { r.LogLost += lost })
 		}
 	}
 	return err

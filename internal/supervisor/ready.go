@@ -131,17 +131,45 @@ func (in *instance) openGate(ctx context.Context, g vm.Gate) error {
 	}
 }
 
+// What one look at a gate may take: one that hangs must leave time for others. It
+// may take some intervals if that is more, so that who looks less often is patient.
+const (
+	lookTime      = 5 * time.Second
+	execLookTime  = 30 * time.Second
+	lookIntervals = 4
+)
+
+func lookLimit(g vm.Gate) time.Duration {
+	least := lookTime
+	if g.Kind == vm.GateExec {
+		least = execLookTime
+	}
+	return max(least, lookIntervals*g.Interval)
+}
+
 // look tries the gate once.
 func (in *instance) look(ctx context.Context, g vm.Gate) error {
+	limit := lookLimit(g)
+	// The guest has some time to say why not.
+	ctx, cancel := context.WithTimeoutCause(ctx, limit+checkGrace, fmt.Errorf("no answer within %s", limit))
+	defer cancel()
+	err := in.lookWithin(ctx, g, limit)
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+func (in *instance) lookWithin(ctx context.Context, g vm.Gate, limit time.Duration) error {
 	switch g.Kind {
 	case vm.GateHTTP:
-		return in.agent.Probe(ctx, agentapi.ProbeRequest{HTTP: g.Value, Timeout: g.Timeout})
+		return in.agent.Probe(ctx, agentapi.ProbeRequest{HTTP: g.Value, Timeout: limit})
 	case vm.GateTCP:
 		port, err := strconv.ParseUint(g.Value, 10, 16)
 		if err != nil {
 			return err
 		}
-		return in.agent.Probe(ctx, agentapi.ProbeRequest{TCP: uint16(port), Timeout: g.Timeout})
+		return in.agent.Probe(ctx, agentapi.ProbeRequest{TCP: uint16(port), Timeout: limit})
 	case vm.GateExec:
 		code, output, err := in.exec(ctx, []string{"/bin/sh", "-c", g.Value})
 		if err == nil && code != 0 {

@@ -38,6 +38,13 @@ func processOf(pid int) vm.Process {
 	return vm.Process{PID: pid, Start: start}
 }
 
+// later changes the record at the VM's end: there was no room for it on the disk.
+func (l *life) later(change func(*vm.Record)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.unwritten = append(l.unwritten, change)
+}
+
 // closeRecord writes how the VM ended, and lets go of it; a VM that was to be
 // removed goes with its directory.
 func (l *life) closeRecord(code int, err error) error {
@@ -52,7 +59,13 @@ func (l *life) closeRecord(code int, err error) error {
 			r.Phases = l.timer.phases
 		}
 		r.Ready, r.Health = false, ""
-		var early *EndedEarly // its container has an exit code all the same
+		var (
+			early *EndedEarly // its container has an exit code all the same
+			start *StartError // and so has one that a shell would say so of
+		)
+		if errors.As(err, &start) {
+			r.ExitCode = &code
+		}
 		if err != nil && !errors.As(err, &early) {
 			return r.Move(failedFrom(r), firstLine(err), time.Now())
 		}

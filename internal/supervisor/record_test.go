@@ -1,9 +1,55 @@
 package supervisor
 
 import (
+	"errors"
 	"testing"
 	"time"
+
+	"github.com/fcvm/fcvm/internal/agentapi"
+	"github.com/fcvm/fcvm/internal/vm"
 )
+
+// The record has the exit code that whoever ran the VM was given.
+func TestExitCodeInTheRecord(t *testing.T) {
+	start := &StartError{Args: []string{"x"}, Exit: agentapi.Exit{Code: 127, Failed: true}}
+	for name, tc := range map[string]struct {
+		ran    bool
+		code   int
+		err    error
+		status vm.Status
+		want   int // -1: none
+	}{
+		"ended":                            {true, 3, nil, vm.StatusExited, 3},
+		"ended before it was ready":        {true, 3, &EndedEarly{Code: 3}, vm.StatusExited, 3},
+		"could not be started":             {false, 127, start, vm.StatusFailed, 127},
+		"a command that did not, after it": {true, 127, start, vm.StatusExited, 127},
+		"did not boot":                     {false, 0, ErrBoot, vm.StatusFailed, -1},
+		"was lost":                         {true, 0, errors.Join(ErrGuest), vm.StatusExited, -1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLife(t, vm.StatusStarting)
+			if tc.ran {
+				if err := l.vm.Move(vm.StatusRunning, ""); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := l.closeRecord(tc.code, tc.err); err != nil {
+				t.Fatal(err)
+			}
+			e, err := l.Store.Find(l.vm.Record().ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := -1
+			if e.Record.ExitCode != nil {
+				got = *e.Record.ExitCode
+			}
+			if got != tc.want || e.Record.Status != tc.status {
+				t.Errorf("%s with code %d, want %s with %d", e.Record.Status, got, tc.status, tc.want)
+			}
+		})
+	}
+}
 
 // Phases add up to the time that has gone by, also those that are parts of others.
 func TestPhasesAddUp(t *testing.T) {

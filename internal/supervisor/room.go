@@ -34,10 +34,7 @@ func (in *instance) watchRoom(before bool) (full bool) {
 // without ending it.
 func (in *instance) warn(text string, now time.Time) {
 	if in.vm.Update(func(r *vm.Record) error { r.Warn(text, now); return nil }) != nil {
-		// There is no room for it yet; there will be at the end.
-		in.mu.Lock()
-		in.unwritten = append(in.unwritten, func(r *vm.Record) { r.Warn(text, now) })
-		in.mu.Unlock()
+		in.later(func(r *vm.Record) { r.Warn(text, now) })
 	}
 	if w := in.Stdio.Err; w != nil {
 		_, _ = fmt.Fprintf(w, "fcvm: %s\n", text) // nobody may be reading

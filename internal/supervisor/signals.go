@@ -12,6 +12,12 @@ import (
 // killWindow is the time in which a second SIGINT or SIGTERM kills the VM.
 const killWindow = 10 * time.Second
 
+// endWindow is how long after a SIGINT or SIGTERM the end of the container is
+// taken for what was asked for. One that goes on for longer has survived it. It
+// is long since a container may need it to end in order: service managers wait as
+// long before they kill.
+const endWindow = 90 * time.Second
+
 // Interrupted: a signal ended a run before its container ran.
 type Interrupted struct{ Signal syscall.Signal }
 
@@ -40,7 +46,8 @@ type signals struct {
 	ended   bool          // the start was ended
 	forward func(sig int) // nil: nothing runs yet
 	kill    func()
-	last    time.Time // when an end was last asked for
+	last    time.Time // when an end of the container was last asked for
+	asked   bool      // the container that was there last has ended because of it
 
 	dead *latch // the VM was ended from outside of it; its error says why
 }
@@ -93,7 +100,8 @@ func (s *signals) handle(sig syscall.Signal, now time.Time) {
 }
 
 // setForward says that the container gets the signals from now on; false: one
-// has ended the start before. With nil they end the start again.
+// has ended the start before. With nil, since the container has ended, they end
+// the start again.
 func (s *signals) setForward(f func(sig int)) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -101,6 +109,8 @@ func (s *signals) setForward(f func(sig int)) bool {
 		return false
 	}
 	s.forward = f
+	s.asked = !s.last.IsZero() && time.Since(s.last) < endWindow
+	s.last = time.Time{}
 	return true
 }
 
@@ -144,11 +154,12 @@ func (s *signals) killNow() {
 	}
 }
 
-// endAsked reports whether a signal has asked for the end of the container.
+// endAsked reports whether a signal has asked for the end of the container that
+// has ended.
 func (s *signals) endAsked() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return !s.last.IsZero()
+	return s.asked
 }
 
 // killed says why the VM was ended from outside of it; nil: it was not.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -28,6 +29,40 @@ func TestSignalEndsAStart(t *testing.T) {
 	}
 	if s.setForward(func(int) {}) {
 		t.Error("the container was given the signals of a start that had ended")
+	}
+}
+
+// A container that a signal has ended is not started again; one that has survived
+// the signal is, when it ends some time later.
+func TestEndThatWasAskedFor(t *testing.T) {
+	for name, tc := range map[string]struct {
+		sig   syscall.Signal // 0: none
+		after time.Duration
+		asked bool
+	}{
+		"by no signal":              {0, 0, false},
+		"at once":                   {syscall.SIGTERM, 0, true},
+		"after an orderly end":      {syscall.SIGINT, time.Minute, true},
+		"long after":                {syscall.SIGTERM, endWindow, false},
+		"a signal that asks not so": {syscall.SIGHUP, 0, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				_, s := newSignals(t)
+				for _, want := range []bool{tc.asked, false} { // the next container has not been signalled
+					s.setForward(func(int) {})
+					if tc.sig != 0 {
+						s.handle(tc.sig, time.Now())
+						tc.sig = 0
+					}
+					time.Sleep(tc.after)
+					s.setForward(nil)
+					if s.endAsked() != want {
+						t.Errorf("asked: %v, want %v", s.endAsked(), want)
+					}
+				}
+			})
+		})
 	}
 }
 

@@ -54,6 +54,9 @@ func ParseGate(s string) (Gate, error) {
 		if err != nil || d <= 0 {
 			return Gate{}, fmt.Errorf("%w: --wait-ready: %s=%q is not a time like 30s", ErrInvalid, key, value)
 		}
+		if key == "interval" && d < MinInterval {
+			return Gate{}, fmt.Errorf("%w: --wait-ready: interval=%s is less than %s", ErrInvalid, d, MinInterval)
+		}
 		if key == "timeout" {
 			g.Timeout = d
 		} else {

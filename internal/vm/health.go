@@ -19,6 +19,11 @@ const (
 	DefaultHealthRetries  = 3
 )
 
+// MinInterval is the least time between two looks at a container, for its health
+// or at its gate: each is a process, or a connection, in a guest that has other
+// things to do.
+const MinInterval = 100 * time.Millisecond
+
 // Health is a health check. Test is as the OCI/Docker image configuration has
 // it: "NONE"; "CMD" and arguments; "CMD-SHELL" and a line for /bin/sh. Zero
 // values stand for the defaults; an empty Test for the image's own.

@@ -51,7 +51,9 @@ type Record struct {
 	Ready    bool        `json:"ready"`            // the readiness gate is open
 	Health   HealthState `json:"health,omitempty"` // of the container, if it has a check
 	Restarts int         `json:"restarts,omitempty"`
-	History  []Event     `json:"history"`
+	History  []Event     `json:"history"` // the first and the last changes of status, HistoryEnds of each at most
+	// HistoryDropped is how many changes between them are not kept.
+	HistoryDropped int `json:"history_dropped,omitempty"`
 
 	// Supervisor identifies the process that the VM lives and dies with.
 	Supervisor Process `json:"supervisor"`
@@ -62,7 +64,7 @@ type Record struct {
 	Resolved Resolved `json:"resolved"`
 	Phases   []Phase  `json:"phases,omitempty"`
 
-	ExitCode *int   `json:"exit_code,omitempty"` // the container's; set when exited
+	ExitCode *int   `json:"exit_code,omitempty"` // the container's; as a shell has it if that could not be started
 	Reason   string `json:"reason,omitempty"`    // why it ended, one line
 
 	// LogLost is how many bytes of the container's output could not be written
@@ -72,6 +74,10 @@ type Record struct {
 	// Warnings are what has gone wrong without ending the VM, MaxWarnings at most.
 	Warnings []Event `json:"warnings,omitempty"`
 }
+
+// HistoryEnds is how many changes of status a record keeps, of the first and of
+// the last ones: a container that is started again for ever has no end of them.
+const HistoryEnds = 50
 
 // MaxWarnings is how many a record keeps, the first ones.
 const MaxWarnings = 20
@@ -187,8 +193,15 @@ func (r *Record) Move(to Status, reason string, now time.Time) error {
 	}
 	r.Status = to
 	r.History = append(r.History, Event{Time: now.UTC(), Status: to, Reason: reason})
+	if more := len(r.History) - 2*HistoryEnds; more > 0 {
+		r.History = slices.Concat(r.History[:HistoryEnds], r.History[HistoryEnds+more:]) // others read the old one
+		r.HistoryDropped += more
+	}
 	if to.Final() {
 		r.Reason = reason
 	}
 	return nil
 }
+
+// Moves is how often the status has changed.
+func (r *Record) Moves() int { return r.HistoryDropped + len(r.History) }

@@ -60,7 +60,7 @@ func TestParseGate(t *testing.T) {
 			t.Errorf("%q: %+v, %v; want %+v", s, got, err, want)
 		}
 	}
-	for _, s := range []string{"", "agent=1", "tcp=0", "tcp=x", "tcp", "http=localhost", "log=(", "log=", "exec= ", "smoke=x", "tcp=80,timeout=soon"} {
+	for _, s := range []string{"", "agent=1", "tcp=0", "tcp=x", "tcp", "http=localhost", "log=(", "log=", "exec= ", "smoke=x", "tcp=80,timeout=soon", "tcp=80,interval=1ns", "tcp=80,interval=99ms,timeout=1s"} {
 		if _, err := ParseGate(s); !errors.Is(err, ErrInvalid) {
 			t.Errorf("%q: %v; want ErrInvalid", s, err)
 		}

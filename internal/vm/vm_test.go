@@ -33,7 +33,7 @@ func TestAnyLife(t *testing.T) {
 			switch {
 			case before.Status.Final():
 				t.Fatalf("%s is final, and became %s", before.Status, to)
-			case r.Status != to || len(r.History) != len(before.History)+1:
+			case r.Status != to || r.Moves() != before.Moves()+1:
 				t.Fatalf("moved from %s to %s: %+v", before.Status, to, r)
 			case last != (Event{Time: now.UTC(), Status: to, Reason: "why"}):
 				t.Fatalf("history: %+v", last)
@@ -44,6 +44,33 @@ func TestAnyLife(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A record of a container that is started again for ever does not grow for ever,
+// and says how it began and how it went on last.
+func TestHistoryIsBounded(t *testing.T) {
+	now := time.Unix(1, 0)
+	r := Record{Name: "x", Status: StatusCreated, History: []Event{{Time: now.UTC(), Status: StatusCreated}}}
+	want := slices.Clone(r.History)
+	for i := range 5 * HistoryEnds {
+		to := []Status{StatusStarting, StatusRunning}[i%2]
+		now = now.Add(time.Second)
+		seen := r
+		if err := r.Move(to, "", now); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, Event{Time: now.UTC(), Status: to})
+		if r.Moves() != len(want) || len(r.History) > 2*HistoryEnds {
+			t.Fatalf("%d entries and %d moves after %d", len(r.History), r.Moves(), len(want))
+		}
+		if last := seen.History[len(seen.History)-1]; last.Time.Equal(now) {
+			t.Fatal("a copy of the record has changed")
+		}
+	}
+	want = slices.Concat(want[:HistoryEnds], want[len(want)-HistoryEnds:])
+	if diff := cmp.Diff(want, r.History); diff != "" {
+		t.Error(diff)
+	}
 }
 
 func TestEveryStatusIsReachedAndLeft(t *testing.T) {

@@ -64,6 +64,20 @@ func TestReadOnlyAndPrivileged(t *testing.T) {
 	})
 }
 
+// A working directory that the image has not is made, in a container that is
+// read-only as well; a tmpfs takes the place of the image's volume.
+func TestWorkDirIsMade(t *testing.T) {
+	t.Run("as another user", func(t *testing.T) {
+		r := run(t, []string{"-w", "/new/a", "-u", "65534"}, "busybox", "sh", "-c", "pwd; stat -c '%u %a' . ..; stat -c %a /")
+		r.want(t, 0, "/new/a\n0 755\n0 755\n755\n")
+	})
+	t.Run("read-only, a tmpfs for a volume", func(t *testing.T) {
+		script := `pwd; while read -r _ at type _; do [ "$at" != /data ] || echo "$type"; done < /proc/mounts`
+		r := run(t, []string{"--read-only", "-w", "/new/a", "--tmpfs", "/data:size=1m", "--entrypoint", "/usr/bin/sh"}, "redis", "-c", script)
+		r.want(t, 0, "/new/a\ntmpfs\n")
+	})
+}
+
 func TestLogsGoToFile(t *testing.T) {
 	r := run(t, []string{"--name", "logged", "--logs", "file"}, "busybox", "sh", "-c", "echo out; echo err >&2")
 	t.Cleanup(func() { fcvm(t, "rm", "logged").want(t, 0, "logged\n") })

@@ -3,6 +3,7 @@ package e2e
 import (
 	"encoding/json"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -226,6 +227,42 @@ func TestStopBetweenRestarts(t *testing.T) {
 	if s := status(t, id); s.Restarts != restarts || s.Status == "running" || s.Status == "starting" {
 		t.Errorf("it was started again: %+v", s)
 	}
+}
+
+// The clock of a guest that has stood still is right when it goes on: after a pause,
+// and after a snapshot.
+func TestClockAfterAPause(t *testing.T) {
+	const still = 4 * time.Second
+	id := detach(t, []string{"--name", "sleeper"}, "busybox", "sleep", "1000")
+	right := func(when string) {
+		t.Helper()
+		// An answer that takes long says little: the quickest of a few counts.
+		best := time.Duration(1<<63 - 1)
+		for range 5 {
+			asked := time.Now()
+			r := fcvm(t, "exec", "sleeper", "date", "+%s") // busybox knows no fractions
+			answered := time.Now()
+			s, err := strconv.ParseInt(strings.TrimSpace(r.stdout), 10, 64)
+			if err != nil {
+				t.Fatalf("date: %q, %v; stderr:\n%s", r.stdout, err, r.stderr)
+			}
+			theirs := time.Unix(s, 0)
+			best = min(best, max(0, asked.Sub(theirs.Add(time.Second)), theirs.Sub(answered)))
+		}
+		if best > time.Second {
+			t.Errorf("%s the guest's clock is off by %s at least", when, best)
+		}
+	}
+	fcvm(t, "pause", "sleeper").want(t, 0, "sleeper\n")
+	time.Sleep(still)
+	fcvm(t, "resume", "sleeper").want(t, 0, "sleeper\n")
+	right("after a pause")
+	if r := fcvm(t, "snapshot", "create", "--name", "short", "sleeper"); r.code != 0 {
+		t.Fatal(r.stderr)
+	}
+	t.Cleanup(func() { fcvm(t, "snapshot", "rm", "-f", "short") })
+	right("after a snapshot")
+	fcvm(t, "inspect", "--format", "{{len .Warnings}}", id).want(t, 0, "0\n")
 }
 
 // Many pause and resume one VM at the same time: all succeed, and it is what the

@@ -1,0 +1,70 @@
+package supervisor
+
+import (
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/fcvm/fcvm/internal/agentapi"
+	"github.com/fcvm/fcvm/internal/vm"
+)
+
+// A guest that goes on is given the time. One that does not take it goes on all the
+// same, without much of a delay, and somebody is told.
+func TestResumeSetsTheClock(t *testing.T) {
+	for name, tc := range map[string]struct {
+		answer http.HandlerFunc // to a request for the clock
+		warns  string
+		within time.Duration
+	}{
+		"it does": {
+			answer: func(w http.ResponseWriter, _ *http.Request) {
+				conn, _, err := http.NewResponseController(w).Hijack()
+				if err != nil {
+					return
+				}
+				defer func() { _ = conn.Close() }()
+				_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+agentapi.StreamProtocol+"\r\n\r\n")
+				_, p, err := agentapi.NewFrameReader(conn).Next()
+				q, parseErr := agentapi.ParseClockRequest(p)
+				if err == nil && parseErr == nil {
+					a := agentapi.ClockAnswer{Seq: q.Seq, Time: time.Now()}
+					_ = agentapi.WriteFrame(conn, agentapi.FrameClock, a.Encode())
+				}
+			},
+		},
+		"it hangs":           {answer: func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, warns: "clock may be behind", within: clockWait},
+		"it is of an old VM": {answer: http.NotFound, warns: "clock may be behind"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLife(t, vm.StatusStarting, vm.StatusRunning, vm.StatusPaused)
+				m := new(sleeper)
+				in := &instance{life: l, machine: m, gone: newLatch()}
+				asked := 0
+				in.agent = serveAgent(t, func(w http.ResponseWriter, r *http.Request) {
+					if r.URL.Path == agentapi.PathClock && m.resumed {
+						asked++
+					}
+					tc.answer(w, r)
+				})
+				l.current = in
+				l.Stdio.Err = io.Discard
+				began := time.Now()
+				if err := (*commands)(l).Resume(t.Context()); err != nil {
+					t.Error(err)
+				}
+				rec := l.vm.Record()
+				if took := time.Since(began); took > tc.within || asked == 0 || rec.Status != vm.StatusRunning {
+					t.Errorf("it took %s, and %d requests for the clock; it is %s", took, asked, rec.Status)
+				}
+				if tc.warns == "" && len(rec.Warnings) > 0 || tc.warns != "" && (len(rec.Warnings) != 1 || !strings.Contains(rec.Warnings[0].Reason, tc.warns)) {
+					t.Errorf("warnings %+v", rec.Warnings)
+				}
+			})
+		})
+	}
+}
