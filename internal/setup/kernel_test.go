@@ -136,6 +136,56 @@ func TestKernelIsIdempotent(t *testing.T) {
 	}
 }
 
+// Another package is another kernel, which "is installed" would not get.
+func TestKernelFromAnotherPackage(t *testing.T) {
+	s := newTestSetup(t)
+	work, err := workDir(s.layout.Kernels())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.installKernel(work, &kernelSource{image: elfFile("k"), version: "1", source: "linux-image-1"}); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", t.TempDir()) // no apt: whoever asks it is told
+	for name, want := range map[string]error{"": nil, "linux-image-1": nil, "linux-image-2": ErrTool} {
+		if err := s.Kernel(t.Context(), KernelOptions{Package: name}, progress.Discard); !errors.Is(err, want) {
+			t.Errorf("--package %q: %v", name, err)
+		}
+	}
+}
+
+func TestKernelOptionsAreObeyedOrRefused(t *testing.T) {
+	image := elfFile("k")
+	file := writeFile(t, filepath.Join(t.TempDir(), "k"), string(image))
+	for name, tc := range map[string]struct {
+		o    KernelOptions
+		want error
+		says string
+	}{
+		"file with its sum":     {KernelOptions{From: file, SHA256: strings.ToUpper(sha(image))}, nil, ""},
+		"file with another sum": {KernelOptions{From: file, SHA256: sha(nil)}, ErrChecksum, "it should be"},
+		"file and package":      {KernelOptions{From: file, Package: "p"}, ErrInput, "--package"},
+		"host and package":      {KernelOptions{From: "host", Package: "p"}, ErrInput, "--package"},
+		"URL and package":       {KernelOptions{From: "http://127.0.0.1:1/k", SHA256: sha(nil), Package: "p"}, ErrInput, "--package"},
+		"modules alone":         {KernelOptions{Modules: "/m"}, ErrInput, "--modules"},
+		"package and modules":   {KernelOptions{From: "package", Modules: "/m"}, ErrInput, "--modules"},
+		"host and modules":      {KernelOptions{From: "host", Modules: "/m"}, ErrInput, "--modules"},
+		"sum alone":             {KernelOptions{SHA256: sha(nil)}, ErrInput, "--sha256"},
+		"host and sum":          {KernelOptions{From: "host", SHA256: sha(nil)}, ErrInput, "--sha256"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newTestSetup(t)
+			err := s.Kernel(t.Context(), tc.o, progress.Discard)
+			if !errors.Is(err, tc.want) || err != nil && !strings.Contains(err.Error(), tc.says) {
+				t.Errorf("got %v", err)
+			}
+			if got := left(t, s); err != nil && len(got) != 0 {
+				t.Errorf("left: %v", got)
+			}
+		})
+	}
+}
+
 func TestKernelIsOutdated(t *testing.T) {
 	for _, tc := range []struct {
 		a    Artifact
