@@ -113,7 +113,7 @@ func (s *Setup) Kernel(ctx context.Context, o KernelOptions, rep progress.Report
 		return err
 	}
 	task := rep.Task("unpack kernel "+src.version, 0)
-	err = s.installKernel(work, src)
+	err = s.installKernel(ctx, work, src)
 	task.Done(err)
 	return err
 }
@@ -222,13 +222,11 @@ func bootable(b []byte, arch string) ([]byte, error) {
 	}
 }
 
-func (s *Setup) installKernel(work string, src *kernelSource) error {
+func (s *Setup) installKernel(ctx context.Context, work string, src *kernelSource) error {
 	image, err := bootable(src.image, s.arch)
 	if err != nil {
 		return fmt.Errorf("kernel from %s: %w", src.source, err)
 	}
-	sum := sha256.Sum256(image)
-	id := hex.EncodeToString(sum[:])[:idLength]
 	if err := os.WriteFile(filepath.Join(work, kernelFileName), image, 0o400); err != nil {
 		return fmt.Errorf("install kernel: %w", err)
 	}
@@ -240,8 +238,12 @@ func (s *Setup) installKernel(work string, src *kernelSource) error {
 			return fmt.Errorf("install kernel: %w", err)
 		}
 	}
+	id, err := kernelID(work)
+	if err != nil {
+		return fmt.Errorf("install kernel: %w", err)
+	}
 	final := filepath.Join(s.layout.Kernels(), id)
-	if err := install(work, final); err != nil {
+	if err := s.place(ctx, work, final, func(dir string) bool { return isKernel(dir, id) }); err != nil {
 		return err
 	}
 	files, err := filepath.Glob(filepath.Join(final, modulesDirName, "*"))
