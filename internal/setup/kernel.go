@@ -177,17 +177,6 @@ func kernelFile(path, modules, source string) (*kernelSource, error) {
 	return src, nil
 }
 
-// kernelOfHost takes the kernel of this release that is installed in root.
-func kernelOfHost(root, release string) (*kernelSource, error) {
-	path := filepath.Join(root, "boot", "vmlinuz-"+release)
-	src, err := kernelFile(path, filepath.Join(root, "lib", "modules", release), path)
-	if err != nil {
-		return nil, fmt.Errorf("%w (some distributions let only root read it; take the package with: fcvm setup kernel)", err)
-	}
-	src.version = release
-	return src, nil
-}
-
 // bootable returns the kernel in the form that both VMMs boot: an ELF file on
 // x86_64, an Image on arm64.
 func bootable(b []byte, arch string) ([]byte, error) {

@@ -276,6 +276,49 @@ func TestKernelOfHost(t *testing.T) {
 	}
 }
 
+func TestKernelOfHostsThatAreNotDebian(t *testing.T) {
+	says := func(version string) string { // the header of a bzImage
+		b := make([]byte, 0x300)
+		copy(b[0x202:], "HdrS")
+		b[0x20e], b[0x20f] = 0x60, 0x00
+		return string(b[:0x260]) + version + " (builder) #1\x00"
+	}
+	for name, tc := range map[string]struct {
+		files map[string]string
+		want  string // path of the kernel; empty: there is none
+	}{
+		"Arch": {map[string]string{"lib/modules/6.9/vmlinuz": says("6.9"), "boot/vmlinuz-linux": says("6.9")}, "lib/modules/6.9/vmlinuz"},
+		"with all in /usr": {
+			map[string]string{"usr/lib/modules/6.9/vmlinuz": "k", "usr/lib/modules/6.9/modules.builtin": ""}, "usr/lib/modules/6.9/vmlinuz",
+		},
+		"Alpine":          {map[string]string{"boot/vmlinuz-lts": says("6.8"), "boot/vmlinuz-virt": says("6.9")}, "boot/vmlinuz-virt"},
+		"another release": {map[string]string{"boot/vmlinuz-virt": says("6.9-rc1"), "lib/modules/6.8/vmlinuz": says("6.9")}, ""},
+		"no bzImage":      {map[string]string{"boot/vmlinuz": "short", "boot/vmlinuz-x": says("")[:0x255]}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			for path, content := range tc.files {
+				writeFile(t, filepath.Join(root, path), content)
+			}
+			src, err := kernelOfHost(root, "6.9")
+			if tc.want == "" {
+				if !errors.Is(err, ErrInput) || !strings.Contains(err.Error(), "--from FILE") {
+					t.Errorf("got %v", err)
+				}
+				return
+			}
+			if err != nil || src.source != filepath.Join(root, tc.want) || src.version != "6.9" {
+				t.Fatalf("%+v, %v", src, err)
+			}
+			if strings.HasPrefix(tc.want, "usr/") {
+				if _, err := src.modules.Open("modules.builtin"); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}
+
 func TestUnpackKernel(t *testing.T) {
 	root := t.TempDir()
 	archive := testTar(t, map[string]string{
