@@ -291,7 +291,7 @@ func (u *unpacking) run() error {
 		return err
 	}
 	r.left -= u.next.Size
-	var out io.Writer = io.Discard
+	out := io.Discard
 	if r.file != nil {
 		out = io.NewOffsetWriter(r.file, off)
 	}

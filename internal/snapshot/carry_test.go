@@ -152,7 +152,7 @@ func TestPartsOfHostileArchives(t *testing.T) {
 	}
 	const data = ".kernel/0000000000000000"
 	for name, change := range map[string]func(name string, b []byte) []byte{
-		"no list": func(name string, b []byte) []byte {
+		"no list": func(_ string, b []byte) []byte {
 			return bytes.ReplaceAll(b, []byte(`"parts"`), []byte(`"parts`))
 		},
 		"another id":      one(func(p *Part) { p.ID = "cccccccccccccccc" }),
