@@ -185,7 +185,7 @@ func (o *runOptions) register(cmd *cobra.Command) {
 	complete(cmd, "restart", beginnings(vm.RestartNo, vm.RestartOnFailure, vm.RestartOnFailure+":", vm.RestartAlways))
 	complete(cmd, "wait-ready", beginnings("agent", "http=http://localhost:", "tcp=", "log=", "exec="))
 	o.health.register(f)
-	f.BoolVar(&o.setup, "setup", false, "first install kernel and guest root, if they are missing")
+	f.BoolVar(&o.setup, "setup", false, "first install what fcvm setup does, if something is missing")
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "show no progress")
 	f.BoolVar(&o.verbose, "verbose", false, "say what is done and why, on stderr")
 	f.BoolVar(&o.timings, "timings", false, "say at the end how long each phase took, on stderr")
@@ -259,10 +259,16 @@ func (a *app) runSupervisor(ctx context.Context, d supervisor.Deps, opts supervi
 	return err
 }
 
-// setUp installs what every VM starts from, and says nothing when it is there.
+// setUp installs what fcvm setup does, and says nothing when this host can run
+// VMs as it is.
 func (a *app) setUp(ctx context.Context, s *setup.Setup, quiet bool) error {
-	if _, err := s.Artifacts(ctx); !errors.Is(err, setup.ErrNotSetUp) {
+	what, err := a.lacks(ctx)
+	if err != nil {
 		return err
 	}
-	return a.withProgress(quiet, func(rep progress.Reporter) error { return s.All(ctx, setup.AllOptions{}, rep) })
+	_, err = s.Artifacts(ctx)
+	if complete := err == nil && (!what.Firecracker || what.Fallback); complete || (err != nil && !errors.Is(err, setup.ErrNotSetUp)) {
+		return err
+	}
+	return a.withProgress(quiet, func(rep progress.Reporter) error { return s.All(ctx, what, rep) })
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/fcvm/fcvm/internal/progress"
 	"github.com/fcvm/fcvm/internal/setup"
+	"github.com/fcvm/fcvm/internal/vmm"
 	"github.com/fcvm/fcvm/internal/vmm/kvm"
 )
 
@@ -31,7 +32,7 @@ func newSetupAllCommand(a *app, run func(context.Context, *app, *setupOptions) e
 		Short:   "Install what VMs need on this host",
 		GroupID: groupHost,
 		Long: `Install what is missing: a kernel, the guest root, and Firecracker where KVM can
-run it and it can be downloaded. What is there already is left alone, and an
+run it and it can be downloaded. What is there and can be used is left alone, and an
 interrupted setup is done again by the next one. Root is not needed.
 
 The parts can be set up one by one, from other sources: see the commands below.`,
@@ -51,14 +52,28 @@ func addQuiet(cmd *cobra.Command, quiet *bool) {
 }
 
 func runSetup(ctx context.Context, a *app, o *setupOptions) error {
-	l, err := a.layout()
+	what, err := a.lacks(ctx)
 	if err != nil {
 		return err
 	}
-	k := kvm.Probe()
-	fc, qemu := a.firecracker(l, k).Probe(ctx), a.qemu(l, k).Probe(ctx)
-	what := setup.AllOptions{Firecracker: k.RunsGuest && fc.Program == "", Fallback: qemu.Usable}
 	return a.install(o.quiet, func(s *setup.Setup, rep progress.Reporter) error { return s.All(ctx, what, rep) })
+}
+
+// lacks says what setup is to install here, beside kernel and guest root.
+func (a *app) lacks(ctx context.Context) (setup.AllOptions, error) {
+	l, err := a.layout()
+	if err != nil {
+		return setup.AllOptions{}, err
+	}
+	k := kvm.Probe()
+	own := a.sys.getenv("FCVM_FIRECRACKER") != ""
+	return worthInstalling(k, a.firecracker(l, k).Probe(ctx), a.qemu(l, k).Probe(ctx), own), nil
+}
+
+// worthInstalling takes what the host has; own: the person has said which
+// Firecracker is to be run, so that another one would be of no use.
+func worthInstalling(k kvm.Result, fc, qemu vmm.Availability, own bool) setup.AllOptions {
+	return setup.AllOptions{Firecracker: k.RunsGuest && !fc.Usable && !own, Fallback: qemu.Usable}
 }
 
 // install runs a step of setup with progress that stays.

@@ -34,7 +34,7 @@ compression is unpacked; on arm64 it is an Image.`,
 	f := cmd.Flags()
 	f.SortFlags = false
 	f.StringVar(&o.kernel.From, "from", "", "`SOURCE`: package (the default), host, a FILE or a URL")
-	f.StringVar(&o.kernel.SHA256, "sha256", "", "checksum of what the URL gives, in `HEX`; required with one")
+	f.StringVar(&o.kernel.SHA256, "sha256", "", "checksum of the file or of what the URL gives, in `HEX`; required with a URL")
 	f.StringVar(&o.kernel.Modules, "modules", "", "`DIR` with the modules of a file or URL; without it, all must be built in")
 	f.StringVar(&o.kernel.Package, "package", "", "`NAME` of the distribution's package (default: its kernel for clouds)")
 	f.BoolVar(&o.kernel.Force, "force", false, "install it again")

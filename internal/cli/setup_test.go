@@ -12,6 +12,8 @@ import (
 	"github.com/fcvm/fcvm/internal/progress"
 	"github.com/fcvm/fcvm/internal/setup"
 	"github.com/fcvm/fcvm/internal/setup/preflight"
+	"github.com/fcvm/fcvm/internal/vmm"
+	"github.com/fcvm/fcvm/internal/vmm/kvm"
 )
 
 // parse runs a command whose run function only keeps its options.
@@ -57,6 +59,29 @@ func TestSetupFlagsMakeTheOptions(t *testing.T) {
 	}
 	if got := parse(t, newSetupFirecrackerCommand, "--version v1.13.1").firecracker.Version; got != "v1.13.1" {
 		t.Errorf("--version gives %q", got)
+	}
+}
+
+func TestSetupInstallsFirecrackerWhereNoneCanBeUsed(t *testing.T) {
+	works := kvm.Result{RunsGuest: true}
+	usable := vmm.Availability{Usable: true, Program: "/p"}
+	old := vmm.Availability{Program: "/p", Reason: "Firecracker 1.0 is older than 1.8"}
+	for name, tc := range map[string]struct {
+		kvm      kvm.Result
+		fc, qemu vmm.Availability
+		own      bool
+		want     setup.AllOptions
+	}{
+		"none":             {works, vmm.Availability{}, usable, false, setup.AllOptions{Firecracker: true, Fallback: true}},
+		"none, no QEMU":    {works, vmm.Availability{}, vmm.Availability{}, false, setup.AllOptions{Firecracker: true}},
+		"too old":          {works, old, vmm.Availability{}, false, setup.AllOptions{Firecracker: true}},
+		"usable":           {works, usable, usable, false, setup.AllOptions{Fallback: true}},
+		"the person's own": {works, old, usable, true, setup.AllOptions{Fallback: true}},
+		"no KVM":           {kvm.Result{}, old, usable, false, setup.AllOptions{Fallback: true}},
+	} {
+		if got := worthInstalling(tc.kvm, tc.fc, tc.qemu, tc.own); got != tc.want {
+			t.Errorf("%s: %+v", name, got)
+		}
 	}
 }
 

@@ -95,8 +95,15 @@ func TestSnapshotsTravelAsOneFile(t *testing.T) {
 	h.snapshot("warm", nil)
 	file := filepath.Join(t.TempDir(), "warm.fcvm")
 	h.ok("snapshot", "export", "warm", file)
-	if out := there.ok("snapshot", "import", "--name", "other", file); out != "other\n" {
-		t.Errorf("import: %q", out)
+	// What it needs is not there, and does not come with it: that is said.
+	code, out, errs := there.fcvm("snapshot", "import", "--name", "other", file)
+	if code != 0 || out != "other\n" {
+		t.Errorf("import: code %d, %q", code, out)
+	}
+	for _, want := range []string{"needs the kernel", "needs the guest root", "needs the image img (sha256:", "fcvm snapshot export --with-guest", "fcvm image pull img"} {
+		if !strings.Contains(errs, want) {
+			t.Errorf("import does not say %q: %q", want, errs)
+		}
 	}
 	var archive bytes.Buffer
 	h.stdout = &archive
@@ -104,8 +111,8 @@ func TestSnapshotsTravelAsOneFile(t *testing.T) {
 		t.Fatal(errs)
 	}
 	there.stdin = &archive
-	if out := there.ok("snapshot", "import", "-"); out != "warm\n" {
-		t.Errorf("import from stdin: %q", out)
+	if code, out, errs := there.fcvm("snapshot", "import", "-"); code != 0 || out != "warm\n" {
+		t.Errorf("import from stdin: code %d, %q, %q", code, out, errs)
 	}
 	if err := os.WriteFile(file, []byte("no archive"), 0o600); err != nil {
 		t.Fatal(err)

@@ -11,24 +11,30 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/fcvm/fcvm/internal/inventory"
+	"github.com/fcvm/fcvm/internal/progress"
 	"github.com/fcvm/fcvm/internal/snapshot"
 	"github.com/fcvm/fcvm/internal/term"
 )
 
-type snapshotExportOptions struct{ snapshot, file string }
+type snapshotExportOptions struct {
+	snapshot, file string
+	withGuest      bool
+}
 
 func newSnapshotExportCommand(a *app, run func(context.Context, *app, *snapshotExportOptions) error) *cobra.Command {
 	o := new(snapshotExportOptions)
-	return &cobra.Command{
-		Use:   "export SNAPSHOT FILE|-",
+	cmd := &cobra.Command{
+		Use:   "export [flags] SNAPSHOT FILE|-",
 		Short: "Write a snapshot as one file",
 		Long: `Write a snapshot as one file, compressed and with checksums, or to standard output
 (-). It can be started on another host with the same kernel, guest root, image
-and VMM, and, with KVM, the same CPU.
+and VMM, and, with KVM, the same CPU. --with-guest takes kernel, guest root and
+image along, so that the other host needs no more than the VMM; without it that
+has to have them from another snapshot that was exported so.
 
 It holds all that the VM had in its memory: keys and passwords, too.`,
 		Example: `  fcvm snapshot export warm warm.fcvm
-  fcvm snapshot export warm - | ssh other fcvm snapshot import -`,
+  fcvm snapshot export --with-guest warm - | ssh other fcvm snapshot import -`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 2 {
 				return &usageError{command: cmd.CommandPath(), err: errors.New("it takes a snapshot and a file")}
@@ -46,22 +52,37 @@ It holds all that the VM had in its memory: keys and passwords, too.`,
 			return run(ctx, a, o)
 		}),
 	}
+	cmd.Flags().BoolVar(&o.withGuest, "with-guest", false, "take kernel, guest root and image along")
+	return cmd
 }
 
 var errTerminal = errors.New("the output is a terminal; give a file, or pipe it somewhere")
 
 func runSnapshotExport(ctx context.Context, a *app, o *snapshotExportOptions) error {
 	return a.eachSnapshot(ctx, []string{o.snapshot}, func(s *snapshot.Store, e snapshot.Entry) error {
-		return a.withHeld(s, e, func(snap *snapshot.Snapshot) error {
-			if o.file == "-" {
-				if _, ok := term.Of(a.sys.Stdout); ok {
-					return errTerminal
-				}
-				return snap.Export(ctx, a.sys.Stdout)
-			}
-			return writeOutput(o.file, 0o600, func(w io.Writer) error { return snap.Export(ctx, w) })
-		})
+		return a.withHeld(s, e, func(snap *snapshot.Snapshot) error { return a.export(ctx, snap, o) })
 	})
+}
+
+func (a *app) export(ctx context.Context, snap *snapshot.Snapshot, o *snapshotExportOptions) error {
+	if _, ok := term.Of(a.sys.Stdout); ok && o.file == "-" {
+		return errTerminal
+	}
+	var parts []snapshot.Part
+	if o.withGuest {
+		g, err := a.openGuest(progress.Discard)
+		if err != nil {
+			return err
+		}
+		defer g.close()
+		if parts, err = g.pack(ctx, snap); err != nil {
+			return fmt.Errorf("export snapshot %s: %w", snap.Manifest.Title(), err)
+		}
+	}
+	if o.file == "-" {
+		return snap.Export(ctx, a.sys.Stdout, parts...)
+	}
+	return writeOutput(o.file, 0o600, func(w io.Writer) error { return snap.Export(ctx, w, parts...) })
 }
 
 type snapshotImportOptions struct{ file, name string }
@@ -72,8 +93,8 @@ func newSnapshotImportCommand(a *app, run func(context.Context, *app, *snapshotI
 		Use:   "import [flags] FILE|-",
 		Short: "Read a snapshot that was exported",
 		Long: `Read a snapshot that fcvm snapshot export has written, from a file or from standard
-input (-), and print its name. What it needs, as its image, does not come with
-it; fcvm clone says what is missing.
+input (-), and print its name. What it needs comes with it if it was exported
+--with-guest, and is kept as long as the snapshot is; what is missing is said.
 
 A snapshot is a VM's state, which the VMM believes: import only what comes from
 somebody whom you trust.`,
@@ -104,12 +125,26 @@ func runSnapshotImport(ctx context.Context, a *app, o *snapshotImportOptions) er
 		defer func() { _ = f.Close() }()
 		in = f
 	}
-	snap, err := s.Import(ctx, contextReader{ctx, in}, o.name)
-	if err != nil {
-		return err
+	var title string
+	err = a.withProgress(false, func(rep progress.Reporter) error {
+		g, err := a.openGuest(rep)
+		if err != nil {
+			return err
+		}
+		snap, err := s.Import(ctx, contextReader{ctx, in}, o.name, g)
+		if err != nil {
+			return err
+		}
+		defer snap.HandOver()
+		title = snap.Manifest.Title()
+		for _, line := range g.missing(&snap.Manifest) {
+			rep.Note(line)
+		}
+		return nil
+	})
+	if err == nil {
+		_, err = fmt.Fprintln(a.sys.Stdout, title)
 	}
-	defer snap.HandOver()
-	_, err = fmt.Fprintln(a.sys.Stdout, snap.Manifest.Title())
 	return err
 }
 

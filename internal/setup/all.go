@@ -10,8 +10,8 @@ import (
 
 // AllOptions says what is worth installing on this host.
 type AllOptions struct {
-	// Firecracker is of use: KVM runs guests here, and the program is not
-	// installed otherwise.
+	// Firecracker is of use: KVM runs guests here, and there is no program that
+	// can be used. One that is installed is too old then, or broken.
 	Firecracker bool
 	// Fallback: there is another VMM, so that a Firecracker that cannot be
 	// downloaded is no failure.
@@ -31,7 +31,7 @@ func (s *Setup) All(ctx context.Context, o AllOptions, rep progress.Reporter) er
 		return fmt.Errorf("set up the guest root: %w", err)
 	}
 	if o.Firecracker {
-		err := s.Firecracker(ctx, FirecrackerOptions{}, rep)
+		err := s.Firecracker(ctx, FirecrackerOptions{Force: true}, rep)
 		switch {
 		case err == nil:
 		case o.Fallback && errors.Is(err, ErrDownload):

@@ -247,7 +247,8 @@ func (s *Setup) installFirecracker(ctx context.Context, dir, source string, arch
 	}
 	a := &Artifact{ID: sum[:idLength], Version: string(match[1]), Source: source, Installed: time.Now().UTC()}
 	final := filepath.Join(s.layout.Bin(), a.ID)
-	if err := install(dir, final); err != nil {
+	is := func(dir string) bool { return isFile(filepath.Join(dir, firecrackerName), a.ID) }
+	if err := s.place(ctx, dir, final, is); err != nil {
 		return err
 	}
 	return s.record(a, []string{filepath.Join(final, firecrackerName)}, func(m *Manifest) { m.Firecracker = a })

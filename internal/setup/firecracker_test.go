@@ -254,6 +254,17 @@ func TestAll(t *testing.T) {
 	if err := s.All(t.Context(), AllOptions{Firecracker: true}, rep); !errors.Is(err, ErrDownload) {
 		t.Errorf("without another VMM: %v", err)
 	}
+	// One that is installed and cannot be used is no Firecracker.
+	old := filepath.Join(t.TempDir(), "old")
+	if err := os.WriteFile(old, testProgram(t, "Firecracker v1.0.0"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Firecracker(t.Context(), FirecrackerOptions{FromFile: old}, progress.Discard); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.All(t.Context(), AllOptions{Firecracker: true}, rep); !errors.Is(err, ErrDownload) {
+		t.Errorf("with one that cannot be used: %v", err)
+	}
 	rep = new(notes)
 	if err := s.All(t.Context(), AllOptions{}, rep); err != nil || len(rep.notes) != 2 {
 		t.Errorf("without Firecracker: %v, notes %q", err, rep.notes)

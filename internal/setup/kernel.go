@@ -48,10 +48,33 @@ var (
 // distribution's package.
 type KernelOptions struct {
 	From    string // "package" (default), "host", a file's path, or an http(s) URL
-	SHA256  string // of what the URL gives; required with one
+	SHA256  string // of the file, or of what the URL gives; required with a URL
 	Modules string // directory like /lib/modules/VERSION, for a file or URL; empty: all is built in
-	Package string // the package's name; empty: the distribution's kernel for clouds
+	Package string // the package's name; empty: the distribution's kernel for clouds. For a package only
 	Force   bool   // install again what is there
+}
+
+// check refuses what would be ignored.
+func (o KernelOptions) check() error {
+	packaged, hosts := o.From == "" || o.From == "package", o.From == "host"
+	switch {
+	case o.Package != "" && !packaged:
+		return fmt.Errorf("%w: --package is for the distribution's kernel; leave it out, or --from %s", ErrInput, o.From)
+	case o.Modules != "" && packaged:
+		return fmt.Errorf("%w: a package has its own modules; leave out --modules, or give a kernel with --from FILE", ErrInput)
+	case o.Modules != "" && hosts:
+		return fmt.Errorf("%w: the host's kernel comes with the host's modules; leave out --modules", ErrInput)
+	case o.SHA256 != "" && packaged:
+		return fmt.Errorf("%w: apt checks what it downloads; leave out --sha256, or give a kernel with --from FILE or --from URL", ErrInput)
+	case o.SHA256 != "" && hosts:
+		return fmt.Errorf("%w: --sha256 is for a file or a URL; leave it out with --from host", ErrInput)
+	}
+	return nil
+}
+
+// met reports whether the kernel that is installed is the one asked for.
+func (o KernelOptions) met(a *Artifact) bool {
+	return a != nil && !o.Force && o.From == "" && (o.Package == "" || o.Package == a.Source) && !outdated(a)
 }
 
 // kernelSource is a kernel as it was found.
@@ -65,6 +88,9 @@ type kernelSource struct {
 // Kernel installs a kernel that both VMMs boot, and the modules for the
 // initramfs.
 func (s *Setup) Kernel(ctx context.Context, o KernelOptions, rep progress.Reporter) error {
+	if err := o.check(); err != nil {
+		return err
+	}
 	unlock, err := s.lock(ctx)
 	if err != nil {
 		return err
@@ -72,7 +98,7 @@ func (s *Setup) Kernel(ctx context.Context, o KernelOptions, rep progress.Report
 	defer unlock()
 	if m, err := s.Manifest(); err != nil {
 		return err
-	} else if m.Kernel != nil && !o.Force && o.From == "" && !outdated(m.Kernel) && s.whole(m.Kernel) == nil {
+	} else if o.met(m.Kernel) && s.whole(m.Kernel) == nil {
 		rep.Note("kernel " + m.Kernel.Version + " is installed")
 		return nil
 	}
@@ -87,7 +113,7 @@ func (s *Setup) Kernel(ctx context.Context, o KernelOptions, rep progress.Report
 		return err
 	}
 	task := rep.Task("unpack kernel "+src.version, 0)
-	err = s.installKernel(work, src)
+	err = s.installKernel(ctx, work, src)
 	task.Done(err)
 	return err
 }
@@ -119,7 +145,15 @@ func (s *Setup) kernelSource(ctx context.Context, o KernelOptions, work string, 
 		}
 		return kernelFile(path, o.Modules, o.From)
 	default:
-		return kernelFile(o.From, o.Modules, o.From)
+		src, err := kernelFile(o.From, o.Modules, o.From)
+		if err != nil || o.SHA256 == "" {
+			return src, err
+		}
+		sum := sha256.Sum256(src.image)
+		if got := hex.EncodeToString(sum[:]); !strings.EqualFold(got, o.SHA256) {
+			return nil, fmt.Errorf("%w: %s has SHA-256 %s, it should be %s", ErrChecksum, o.From, got, o.SHA256)
+		}
+		return src, nil
 	}
 }
 
@@ -140,17 +174,6 @@ func kernelFile(path, modules, source string) (*kernelSource, error) {
 	if modules != "" {
 		src.modules = os.DirFS(modules)
 	}
-	return src, nil
-}
-
-// kernelOfHost takes the kernel of this release that is installed in root.
-func kernelOfHost(root, release string) (*kernelSource, error) {
-	path := filepath.Join(root, "boot", "vmlinuz-"+release)
-	src, err := kernelFile(path, filepath.Join(root, "lib", "modules", release), path)
-	if err != nil {
-		return nil, fmt.Errorf("%w (some distributions let only root read it; take the package with: fcvm setup kernel)", err)
-	}
-	src.version = release
 	return src, nil
 }
 
@@ -188,13 +211,11 @@ func bootable(b []byte, arch string) ([]byte, error) {
 	}
 }
 
-func (s *Setup) installKernel(work string, src *kernelSource) error {
+func (s *Setup) installKernel(ctx context.Context, work string, src *kernelSource) error {
 	image, err := bootable(src.image, s.arch)
 	if err != nil {
 		return fmt.Errorf("kernel from %s: %w", src.source, err)
 	}
-	sum := sha256.Sum256(image)
-	id := hex.EncodeToString(sum[:])[:idLength]
 	if err := os.WriteFile(filepath.Join(work, kernelFileName), image, 0o400); err != nil {
 		return fmt.Errorf("install kernel: %w", err)
 	}
@@ -206,8 +227,12 @@ func (s *Setup) installKernel(work string, src *kernelSource) error {
 			return fmt.Errorf("install kernel: %w", err)
 		}
 	}
+	id, err := kernelID(work)
+	if err != nil {
+		return fmt.Errorf("install kernel: %w", err)
+	}
 	final := filepath.Join(s.layout.Kernels(), id)
-	if err := install(work, final); err != nil {
+	if err := s.place(ctx, work, final, func(dir string) bool { return isKernel(dir, id) }); err != nil {
 		return err
 	}
 	files, err := filepath.Glob(filepath.Join(final, modulesDirName, "*"))

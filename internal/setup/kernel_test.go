@@ -74,7 +74,7 @@ func TestKernelFromURL(t *testing.T) {
 				t.Fatal(err)
 			}
 			m, err := s.Manifest()
-			if err != nil || m.Kernel.Source != from || m.Kernel.ID != sha(image)[:idLength] {
+			if err != nil || m.Kernel.Source != from || !isKernel(filepath.Join(s.layout.Kernels(), m.Kernel.ID), m.Kernel.ID) {
 				t.Errorf("manifest %+v, %v", m.Kernel, err)
 			}
 			if rep.bytes != int64(len(image)) {
@@ -133,6 +133,56 @@ func TestKernelIsIdempotent(t *testing.T) {
 	}
 	if len(rep.notes) != 1 || !strings.Contains(rep.notes[0], "is installed") {
 		t.Errorf("notes %q", rep.notes)
+	}
+}
+
+// Another package is another kernel, which "is installed" would not get.
+func TestKernelFromAnotherPackage(t *testing.T) {
+	s := newTestSetup(t)
+	work, err := workDir(s.layout.Kernels())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.installKernel(t.Context(), work, &kernelSource{image: elfFile("k"), version: "1", source: "linux-image-1"}); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", t.TempDir()) // no apt: whoever asks it is told
+	for name, want := range map[string]error{"": nil, "linux-image-1": nil, "linux-image-2": ErrTool} {
+		if err := s.Kernel(t.Context(), KernelOptions{Package: name}, progress.Discard); !errors.Is(err, want) {
+			t.Errorf("--package %q: %v", name, err)
+		}
+	}
+}
+
+func TestKernelOptionsAreObeyedOrRefused(t *testing.T) {
+	image := elfFile("k")
+	file := writeFile(t, filepath.Join(t.TempDir(), "k"), string(image))
+	for name, tc := range map[string]struct {
+		o    KernelOptions
+		want error
+		says string
+	}{
+		"file with its sum":     {KernelOptions{From: file, SHA256: strings.ToUpper(sha(image))}, nil, ""},
+		"file with another sum": {KernelOptions{From: file, SHA256: sha(nil)}, ErrChecksum, "it should be"},
+		"file and package":      {KernelOptions{From: file, Package: "p"}, ErrInput, "--package"},
+		"host and package":      {KernelOptions{From: "host", Package: "p"}, ErrInput, "--package"},
+		"URL and package":       {KernelOptions{From: "http://127.0.0.1:1/k", SHA256: sha(nil), Package: "p"}, ErrInput, "--package"},
+		"modules alone":         {KernelOptions{Modules: "/m"}, ErrInput, "--modules"},
+		"package and modules":   {KernelOptions{From: "package", Modules: "/m"}, ErrInput, "--modules"},
+		"host and modules":      {KernelOptions{From: "host", Modules: "/m"}, ErrInput, "--modules"},
+		"sum alone":             {KernelOptions{SHA256: sha(nil)}, ErrInput, "--sha256"},
+		"host and sum":          {KernelOptions{From: "host", SHA256: sha(nil)}, ErrInput, "--sha256"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newTestSetup(t)
+			err := s.Kernel(t.Context(), tc.o, progress.Discard)
+			if !errors.Is(err, tc.want) || err != nil && !strings.Contains(err.Error(), tc.says) {
+				t.Errorf("got %v", err)
+			}
+			if got := left(t, s); err != nil && len(got) != 0 {
+				t.Errorf("left: %v", got)
+			}
+		})
 	}
 }
 
@@ -214,7 +264,7 @@ func TestKernelOfHost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.installKernel(work, src); err != nil {
+	if err := s.installKernel(t.Context(), work, src); err != nil {
 		t.Fatal(err)
 	}
 	m, err := s.Manifest()
@@ -223,6 +273,49 @@ func TestKernelOfHost(t *testing.T) {
 	}
 	if _, err := kernelOfHost(root, "6.2"); !errors.Is(err, ErrInput) || !strings.Contains(err.Error(), "fcvm setup kernel") {
 		t.Errorf("another release: %v", err)
+	}
+}
+
+func TestKernelOfHostsThatAreNotDebian(t *testing.T) {
+	says := func(version string) string { // the header of a bzImage
+		b := make([]byte, 0x300)
+		copy(b[0x202:], "HdrS")
+		b[0x20e], b[0x20f] = 0x60, 0x00
+		return string(b[:0x260]) + version + " (builder) #1\x00"
+	}
+	for name, tc := range map[string]struct {
+		files map[string]string
+		want  string // path of the kernel; empty: there is none
+	}{
+		"Arch": {map[string]string{"lib/modules/6.9/vmlinuz": says("6.9"), "boot/vmlinuz-linux": says("6.9")}, "lib/modules/6.9/vmlinuz"},
+		"with all in /usr": {
+			map[string]string{"usr/lib/modules/6.9/vmlinuz": "k", "usr/lib/modules/6.9/modules.builtin": ""}, "usr/lib/modules/6.9/vmlinuz",
+		},
+		"Alpine":          {map[string]string{"boot/vmlinuz-lts": says("6.8"), "boot/vmlinuz-virt": says("6.9")}, "boot/vmlinuz-virt"},
+		"another release": {map[string]string{"boot/vmlinuz-virt": says("6.9-rc1"), "lib/modules/6.8/vmlinuz": says("6.9")}, ""},
+		"no bzImage":      {map[string]string{"boot/vmlinuz": "short", "boot/vmlinuz-x": says("")[:0x255]}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			for path, content := range tc.files {
+				writeFile(t, filepath.Join(root, path), content)
+			}
+			src, err := kernelOfHost(root, "6.9")
+			if tc.want == "" {
+				if !errors.Is(err, ErrInput) || !strings.Contains(err.Error(), "--from FILE") {
+					t.Errorf("got %v", err)
+				}
+				return
+			}
+			if err != nil || src.source != filepath.Join(root, tc.want) || src.version != "6.9" {
+				t.Fatalf("%+v, %v", src, err)
+			}
+			if strings.HasPrefix(tc.want, "usr/") {
+				if _, err := src.modules.Open("modules.builtin"); err != nil {
+					t.Error(err)
+				}
+			}
+		})
 	}
 }
 

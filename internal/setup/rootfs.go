@@ -108,7 +108,7 @@ func (s *Setup) Rootfs(ctx context.Context, o RootfsOptions, rep progress.Report
 	if err = errors.Join(err, disk.Chmod(0o400), disk.Close()); err != nil {
 		return err
 	}
-	return s.installRoot(a, final)
+	return s.installRoot(ctx, a, final)
 }
 
 // mirrors returns the host's own archives, where they have the release.
@@ -120,14 +120,15 @@ func mirrors(host, r release) []aptSource {
 }
 
 // installRoot moves a finished disk to its place and records it.
-func (s *Setup) installRoot(a *Artifact, dir string) error {
+func (s *Setup) installRoot(ctx context.Context, a *Artifact, dir string) error {
 	sum, _, _, err := hashFile(filepath.Join(dir, rootFileName))
 	if err != nil {
 		return fmt.Errorf("install the guest root: %w", err)
 	}
 	a.ID, a.Installed = sum[:idLength], time.Now().UTC()
 	final := filepath.Join(s.layout.Roots(), a.ID)
-	if err := install(dir, final); err != nil {
+	is := func(dir string) bool { return isFile(filepath.Join(dir, rootFileName), a.ID) }
+	if err := s.place(ctx, dir, final, is); err != nil {
 		return err
 	}
 	return s.record(a, []string{filepath.Join(final, rootFileName)}, func(m *Manifest) { m.Rootfs = a })

@@ -92,18 +92,6 @@ func workDir(parent string) (string, error) {
 	return os.MkdirTemp(parent, workPrefix)
 }
 
-// install moves a finished work directory to its place, in place of an older
-// one of the same id.
-func install(work, final string) error {
-	if err := os.RemoveAll(final); err != nil {
-		return fmt.Errorf("install %s: %w", final, err)
-	}
-	if err := os.Rename(work, final); err != nil {
-		return fmt.Errorf("install: %w", err)
-	}
-	return nil
-}
-
 // record hashes the artifact's files and writes it into the manifest.
 func (s *Setup) record(a *Artifact, files []string, set func(*Manifest)) error {
 	for _, p := range files {

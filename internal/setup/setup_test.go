@@ -108,7 +108,7 @@ func fakeRoot(t *testing.T, s *Setup) string {
 		t.Fatal(err)
 	}
 	writeFile(t, filepath.Join(work, rootFileName), "root")
-	if err := s.installRoot(&Artifact{Version: "test", Source: "test", Format: rootFormat}, work); err != nil {
+	if err := s.installRoot(t.Context(), &Artifact{Version: "test", Source: "test", Format: rootFormat}, work); err != nil {
 		t.Fatal(err)
 	}
 	m, err := s.Manifest()

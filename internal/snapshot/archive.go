@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -17,15 +18,17 @@ import (
 // An exported snapshot is a tar archive, compressed with zstd, whose checksums
 // notice damage on the way. The first entry is the manifest; then each run of a
 // file's data, up to maxRun, is an entry of its own, FILE/OFFSET, with the
-// offset in hexadecimal. What no entry has is zeros.
+// offset in hexadecimal. What no entry has is zeros. An archive that carries
+// parts along (see Part) lists them after the manifest; their data comes last.
 const (
 	maxRun      = 4 << 20   // bytes; a multiple of digestChunk
 	maxWindow   = 128 << 20 // bytes that a decoder may have to remember
 	offsetWidth = 16
 )
 
-// Export writes a snapshot, which is held, as one archive.
-func (s *Snapshot) Export(ctx context.Context, w io.Writer) error {
+// Export writes a snapshot, which is held, as one archive, and with it the parts
+// that it is to carry along.
+func (s *Snapshot) Export(ctx context.Context, w io.Writer, parts ...Part) error {
 	if err := s.Verify(ctx, false); err != nil {
 		return err
 	}
@@ -40,7 +43,7 @@ func (s *Snapshot) Export(ctx context.Context, w io.Writer) error {
 		return err
 	}
 	t := tar.NewWriter(z)
-	err = s.pack(ctx, t)
+	err = s.pack(ctx, t, parts)
 	if err == nil {
 		err = t.Close()
 	}
@@ -50,7 +53,7 @@ func (s *Snapshot) Export(ctx context.Context, w io.Writer) error {
 	return nil
 }
 
-func (s *Snapshot) pack(ctx context.Context, t *tar.Writer) error {
+func (s *Snapshot) pack(ctx context.Context, t *tar.Writer, parts []Part) error {
 	b, err := json.MarshalIndent(s.Manifest, "", "  ")
 	if err != nil {
 		return err
@@ -58,16 +61,26 @@ func (s *Snapshot) pack(ctx context.Context, t *tar.Writer) error {
 	if err := entry(t, manifestName, b); err != nil {
 		return err
 	}
+	if len(parts) > 0 {
+		if err := describeParts(ctx, t, parts); err != nil {
+			return err
+		}
+	}
 	for _, f := range s.Manifest.Files {
-		if err := s.packFile(ctx, t, f); err != nil {
+		if err := packFile(ctx, t, f, s.Path(f.Name)); err != nil {
 			return fmt.Errorf("%s: %w", f.Name, err)
+		}
+	}
+	for _, p := range parts {
+		if err := packFile(ctx, t, p.File, p.Path); err != nil {
+			return fmt.Errorf("%s %s: %w", p.Kind, p.ID, err)
 		}
 	}
 	return nil
 }
 
-func (s *Snapshot) packFile(ctx context.Context, t *tar.Writer, f File) error {
-	r, err := os.Open(s.Path(f.Name))
+func packFile(ctx context.Context, t *tar.Writer, f File, path string) error {
+	r, err := os.Open(path)
 	if err != nil {
 		return err
 	}
@@ -111,23 +124,24 @@ func entry(t *tar.Writer, name string, b []byte) error {
 
 // Import reads an archive that Export has written, and returns the snapshot,
 // which the caller holds. name replaces the one in the archive, if it is not
-// empty; where neither is one, the snapshot gets one (FreeName). The error wraps
-// ErrCorrupt for what is no such archive, or whose contents are not what its
-// manifest says; nothing is left of it then.
-func (s *Store) Import(ctx context.Context, r io.Reader, name string) (*Snapshot, error) {
+// empty; where neither is one, the snapshot gets one (FreeName). What the archive
+// carries along is taken by taker; nil: nobody. The error wraps ErrCorrupt for
+// what is no such archive, or whose contents are not what its manifest says;
+// nothing is left of the snapshot then.
+func (s *Store) Import(ctx context.Context, r io.Reader, name string, taker Taker) (*Snapshot, error) {
 	z, err := zstd.NewReader(r, zstd.WithDecoderMaxMemory(maxWindow))
 	if err != nil {
 		return nil, fmt.Errorf("import snapshot: %w", err)
 	}
 	defer z.Close()
-	snap, err := s.unpack(ctx, tar.NewReader(z), name)
+	snap, err := s.unpack(ctx, tar.NewReader(z), name, taker)
 	if err != nil {
 		return nil, fmt.Errorf("import snapshot: %w", noSpace(err, s.dir))
 	}
 	return snap, nil
 }
 
-func (s *Store) unpack(ctx context.Context, t *tar.Reader, name string) (*Snapshot, error) {
+func (s *Store) unpack(ctx context.Context, t *tar.Reader, name string, taker Taker) (*Snapshot, error) {
 	m, err := readFirst(t)
 	if err != nil {
 		return nil, err
@@ -140,21 +154,42 @@ func (s *Store) unpack(ctx context.Context, t *tar.Reader, name string) (*Snapsh
 			return nil, err
 		}
 	}
+	u := &unpacking{tar: t}
+	if u.parts, u.next, err = readParts(t, &m); err != nil {
+		return nil, err
+	}
+	files := m.Files
+	lacks := make([]bool, len(u.parts))
+	for i, p := range u.parts {
+		if lacks[i] = taker != nil && taker.Lacks(p); lacks[i] {
+			files = append(slices.Clip(files), p.File)
+		}
+	}
 	var need int64
-	for _, f := range m.Files {
+	for _, f := range files {
 		need += f.Data
 	}
 	d, err := s.Begin(name, need)
 	if err != nil {
 		return nil, err
 	}
-	files, err := unpackFiles(ctx, t, d, &m)
+	for i := range u.parts {
+		if lacks[i] {
+			u.parts[i].Path = d.Path(u.parts[i].File.Name)
+		}
+	}
+	release, err := u.unpack(ctx, d, files, taker)
 	if err != nil {
 		d.Abort()
 		return nil, err
 	}
+	defer release()
 	m.Key, m.Imported = "", true // it is somebody's from now on
-	return d.Commit(ctx, m, files)
+	var names []string
+	for _, f := range m.Files {
+		names = append(names, f.Name)
+	}
+	return d.Commit(ctx, m, names)
 }
 
 func readFirst(t *tar.Reader) (Manifest, error) {
@@ -181,63 +216,109 @@ func readFirst(t *tar.Reader) (Manifest, error) {
 	return m, nil
 }
 
+// unpacking is an archive that is being read, after its manifest.
+type unpacking struct {
+	tar   *tar.Reader
+	next  *tar.Header // of the entry that has come; nil: it was the last
+	parts []Part
+	runs  map[string]*runs
+}
+
+// runs is one file as far as it has come.
+type runs struct {
+	file *os.File // nil: it is passed over
+	size int64
+	left int64 // bytes of data that may still come
+}
+
+// unpack fills a draft's files, and has the parts taken.
+func (u *unpacking) unpack(ctx context.Context, d *Draft, files []File, taker Taker) (release func(), err error) {
+	if err := u.unpackFiles(ctx, d, files); err != nil {
+		return nil, err
+	}
+	return u.takeParts(ctx, taker)
+}
+
 // unpackFiles makes the files, as large as the manifest says and empty, and
 // fills in what comes.
-func unpackFiles(ctx context.Context, t *tar.Reader, d *Draft, m *Manifest) (names []string, err error) {
-	files := map[string]*os.File{}
+func (u *unpacking) unpackFiles(ctx context.Context, d *Draft, files []File) (err error) {
+	u.runs = map[string]*runs{}
+	for _, p := range u.parts {
+		u.runs[p.File.Name] = &runs{size: p.File.Size, left: p.File.Data}
+	}
 	defer func() {
-		for _, f := range files {
-			err = errors.Join(err, f.Close())
+		for _, r := range u.runs {
+			if r.file != nil {
+				err = errors.Join(err, r.file.Close())
+			}
 		}
 	}()
-	sizes := map[string]int64{}
-	for _, f := range m.Files {
+	for _, f := range files {
 		out, err := os.OpenFile(d.Path(f.Name), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		files[f.Name], sizes[f.Name] = out, f.Size
-		names = append(names, f.Name)
+		r := &runs{file: out, size: f.Size, left: f.Data}
+		if f.Data == 0 { // of an fcvm that did not say it
+			r.left = f.Size
+		}
+		u.runs[f.Name] = r
 		if err := out.Truncate(f.Size); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	for {
+	for u.next != nil {
 		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
+			return context.Cause(ctx)
 		}
-		h, err := t.Next()
-		if errors.Is(err, io.EOF) {
-			return names, nil
+		if err := u.run(); err != nil {
+			return err
+		}
+		if u.next, err = u.tar.Next(); errors.Is(err, io.EOF) {
+			return nil
 		}
 		if err != nil {
-			return nil, notArchive(err)
-		}
-		name, off, err := parseRun(h, sizes)
-		if err != nil {
-			return nil, err
-		}
-		if _, err := io.Copy(io.NewOffsetWriter(files[name], off), t); err != nil {
-			return nil, notArchive(err)
+			return notArchive(err)
 		}
 	}
+	return nil
+}
+
+// run puts one entry where it belongs.
+func (u *unpacking) run() error {
+	r, off, err := u.parseRun(u.next)
+	if err != nil {
+		return err
+	}
+	r.left -= u.next.Size
+	out := io.Discard
+	if r.file != nil {
+		out = io.NewOffsetWriter(r.file, off)
+	}
+	if _, err := io.Copy(out, u.tar); err != nil {
+		return notArchive(err)
+	}
+	return nil
 }
 
 // parseRun says where an entry belongs, and refuses one that belongs nowhere: a
-// link, a path that leads elsewhere, data beyond a file's end.
-func parseRun(h *tar.Header, sizes map[string]int64) (name string, off int64, err error) {
+// link, a path that leads elsewhere, data beyond a file's end, or more of it than
+// there is room for.
+func (u *unpacking) parseRun(h *tar.Header) (r *runs, off int64, err error) {
 	name, text, _ := strings.Cut(h.Name, "/")
-	size, known := sizes[name]
+	r = u.runs[name]
 	off, err = strconv.ParseInt(text, 16, 64)
 	switch {
 	case h.Typeflag != tar.TypeReg:
-		return "", 0, fmt.Errorf("%w: %q in it is a link or a special file", ErrCorrupt, h.Name)
-	case !known || err != nil || len(text) != offsetWidth:
-		return "", 0, fmt.Errorf("%w: %q in it belongs to none of its files", ErrCorrupt, h.Name)
-	case h.Size > maxRun || off < 0 || off%digestChunk != 0 || h.Size > size-off:
-		return "", 0, fmt.Errorf("%w: %q in it does not fit into a file of %d bytes", ErrCorrupt, h.Name, size)
+		return nil, 0, fmt.Errorf("%w: %q in it is a link or a special file", ErrCorrupt, h.Name)
+	case r == nil || err != nil || len(text) != offsetWidth:
+		return nil, 0, fmt.Errorf("%w: %q in it belongs to none of its files", ErrCorrupt, h.Name)
+	case h.Size > maxRun || off < 0 || off%digestChunk != 0 || h.Size > r.size-off:
+		return nil, 0, fmt.Errorf("%w: %q in it does not fit into a file of %d bytes", ErrCorrupt, h.Name, r.size)
+	case h.Size > r.left:
+		return nil, 0, fmt.Errorf("%w: with %q it has more data than it says", ErrCorrupt, h.Name)
 	}
-	return name, off, nil
+	return r, off, nil
 }
 
 // notArchive is for what a reader of tar or zstd does not understand. Errors of

@@ -26,11 +26,11 @@ func TestExportAndImport(t *testing.T) {
 	if archive.Len() > memorySize/8 {
 		t.Errorf("an archive of %d bytes for next to nothing", archive.Len())
 	}
-	if _, err := s.Import(ctx, bytes.NewReader(archive.Bytes()), ""); !errors.Is(err, ErrNameTaken) {
+	if _, err := s.Import(ctx, bytes.NewReader(archive.Bytes()), "", nil); !errors.Is(err, ErrNameTaken) {
 		t.Errorf("import beside the original: %v", err)
 	}
 	there := New(t.TempDir())
-	got, err := there.Import(ctx, bytes.NewReader(archive.Bytes()), "")
+	got, err := there.Import(ctx, bytes.NewReader(archive.Bytes()), "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +62,7 @@ func TestImportGivesAName(t *testing.T) {
 	}
 	there := New(t.TempDir())
 	for _, want := range []string{"web-1", "web-2"} {
-		got, err := there.Import(t.Context(), bytes.NewReader(archive.Bytes()), "")
+		got, err := there.Import(t.Context(), bytes.NewReader(archive.Bytes()), "", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -102,7 +102,7 @@ func TestImportNeedsRoom(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	if _, err := New(dir).Import(ctx, &archive, ""); !errors.Is(err, ErrNoSpace) || !strings.Contains(err.Error(), "it takes up to") {
+	if _, err := New(dir).Import(ctx, &archive, "", nil); !errors.Is(err, ErrNoSpace) || !strings.Contains(err.Error(), "it takes up to") {
 		t.Errorf("got %v", err)
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 1 {
@@ -137,7 +137,7 @@ func damaged(t *testing.T, whole []byte) {
 func leavesNothing(t *testing.T, name string, b []byte) {
 	t.Helper()
 	dir := t.TempDir()
-	_, err := New(dir).Import(t.Context(), bytes.NewReader(b), "")
+	_, err := New(dir).Import(t.Context(), bytes.NewReader(b), "", nil)
 	if !errors.Is(err, ErrCorrupt) {
 		t.Errorf("%s: %v", name, err)
 	}

@@ -142,7 +142,7 @@ func TestNewest(t *testing.T) {
 	if err := late.Export(t.Context(), &archive); err != nil {
 		t.Fatal(err)
 	}
-	imported, err := s.Import(t.Context(), &archive, "imported")
+	imported, err := s.Import(t.Context(), &archive, "imported", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -35,6 +35,7 @@ const (
 	offSetupSects    = 0x1f1
 	offMagic         = 0x202 // "HdrS"
 	offVersion       = 0x206
+	offRelease       = 0x20e // where the version is, relative to 0x200
 	offPayload       = 0x248 // relative to the protected-mode code, from 2.08 on
 	offPayloadLength = 0x24c
 	headerEnd        = 0x250
@@ -46,6 +47,21 @@ const (
 // Is reports whether b starts like a bzImage.
 func Is(b []byte) bool {
 	return len(b) >= headerEnd && string(b[offMagic:offMagic+4]) == "HdrS"
+}
+
+// Release returns the release that the beginning of a bzImage says it is of:
+// the first word of its version, which uname -r shows. Empty: it says none.
+func Release(b []byte) string {
+	if !Is(b) {
+		return ""
+	}
+	at := int(binary.LittleEndian.Uint16(b[offRelease:]))
+	if at == 0 || at+0x200 >= len(b) {
+		return ""
+	}
+	release, _, _ := bytes.Cut(b[at+0x200:], []byte{0})
+	release, _, _ = bytes.Cut(release, []byte{' '})
+	return string(release)
 }
 
 // Extract returns the ELF kernel inside a bzImage.
