@@ -2,10 +2,8 @@ package image
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
-	"io"
-	"log"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -212,11 +210,7 @@ func TestTLSVerify(t *testing.T) {
 	plain := startRegistry(t)
 	img := newImage(t, runtime.GOARCH, map[string]string{"f": "1"})
 	plain.push(t, "app:v1", img)
-	tls := httptest.NewUnstartedServer(plain.handler)
-	tls.Config.ErrorLog = log.New(io.Discard, "", 0) // of handshakes that fail, as they should
-	tls.StartTLS()
-	t.Cleanup(tls.Close)
-	host := strings.TrimPrefix(tls.URL, "https://")
+	host, _, _ := startTLS(t, plain, tls.NoClientCert)
 	ref := host + "/app:v1"
 	yes, no := true, false
 	for _, tt := range []struct {

@@ -2,7 +2,6 @@ package image
 
 import (
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -33,6 +32,9 @@ type Access struct {
 	// AuthFile holds the credentials, in place of all the places where they
 	// are looked for otherwise.
 	AuthFile string
+	// CertDir holds the certificates, in place of all the places where they are
+	// looked for otherwise, see certificates.
+	CertDir string
 	// TLSVerify false takes any certificate, and plain HTTP; true checks even
 	// where registries.conf says otherwise. Nil: what registries.conf says.
 	TLSVerify *bool
@@ -124,10 +126,15 @@ func openRepository(ctx context.Context, e endpoint, helpers []string, a Access)
 	}
 	base := remote.DefaultTransport.(*http.Transport).Clone()
 	base.ResponseHeaderTimeout = headerTimeout
+	certs, err := a.certificates(os.Getenv, hostOf(ref))
+	if err != nil {
+		return repository{}, err
+	}
+	base.TLSClientConfig = certs
 	plain := ""
 	if e.insecure {
 		plain = ref.Context().RegistryStr()
-		base.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} //nolint:gosec // it was asked for, for this registry
+		certs.InsecureSkipVerify = true // it was asked for, for this registry
 	}
 	g := repository{
 		ref: ref, idle: base.CloseIdleConnections,
@@ -339,7 +346,7 @@ func (g repository) explain(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	host := g.host()
+	host := hostOf(g.ref)
 	var te *transport.Error
 	if errors.As(err, &te) {
 		return g.explainStatus(host, te)
@@ -350,21 +357,13 @@ func (g repository) explain(ctx context.Context, err error) error {
 	}
 	var unknown x509.UnknownAuthorityError
 	if errors.As(err, &unknown) {
-		return fmt.Errorf("%w: nobody that this host trusts vouches for %s: %w; with --tls-verify=false it is taken all the same", ErrRegistry, host, unknown)
+		return fmt.Errorf("%w: nobody that this host trusts vouches for %s: %w; put the certificate of who does into ~/.config/containers/certs.d/%s/ca.crt; with --tls-verify=false it is taken all the same", ErrRegistry, host, unknown, host)
 	}
 	var op *net.OpError
 	if errors.As(err, &op) && op.Op == "dial" {
 		return fmt.Errorf("%w: cannot connect to %s: %w: is it running, and is the network up?", ErrRegistry, host, op.Err)
 	}
 	return fmt.Errorf("%w: %s: %w", ErrRegistry, host, err)
-}
-
-// host is the registry as people call it.
-func (g repository) host() string {
-	if h := g.ref.Context().RegistryStr(); h != name.DefaultRegistry {
-		return h
-	}
-	return "docker.io"
 }
 
 func (g repository) explainStatus(host string, te *transport.Error) error {
