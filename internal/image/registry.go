@@ -24,7 +24,6 @@ import (
 const (
 	headerTimeout = time.Minute // for a registry to start its answer
 	stallTimeout  = time.Minute // without a byte of a layer
-	maxRedirects  = 10
 )
 
 // Access says how registries are spoken to.
@@ -124,17 +123,13 @@ func openRepository(ctx context.Context, e endpoint, helpers []string, a Access)
 			return repository{}, err
 		}
 	}
-	base := remote.DefaultTransport.(*http.Transport).Clone()
-	base.ResponseHeaderTimeout = headerTimeout
-	certs, err := a.certificates(os.Getenv, hostOf(ref))
+	base, err := newTransport(ref, e.insecure, a)
 	if err != nil {
 		return repository{}, err
 	}
-	base.TLSClientConfig = certs
 	plain := ""
 	if e.insecure {
 		plain = ref.Context().RegistryStr()
-		certs.InsecureSkipVerify = true // it was asked for, for this registry
 	}
 	g := repository{
 		ref: ref, idle: base.CloseIdleConnections,
@@ -154,21 +149,9 @@ func openRepository(ctx context.Context, e endpoint, helpers []string, a Access)
 		g.close()
 		return repository{}, g.explain(ctx, err)
 	}
-	g.client = &http.Client{Transport: rt, CheckRedirect: checkRedirect}
+	g.client = &http.Client{Transport: rt}
 	g.puller, err = remote.NewPuller(remote.WithTransport(rt))
 	return g, err
-}
-
-// checkRedirect keeps a registry from sending us to a host's own network.
-func checkRedirect(req *http.Request, via []*http.Request) error {
-	if len(via) >= maxRedirects {
-		return fmt.Errorf("over %d redirects", maxRedirects)
-	}
-	from, to := via[0].URL.Hostname(), req.URL.Hostname()
-	if ip := net.ParseIP(to); from != to && ip != nil && (ip.IsPrivate() || ip.IsLoopback() || ip.IsLinkLocalUnicast()) {
-		return fmt.Errorf("%s sends us on to %s, which is no public address", from, to)
-	}
-	return nil
 }
 
 func (g repository) close() { g.idle() }
@@ -298,35 +281,6 @@ func (s *stallReader) Close() error {
 	return s.ReadCloser.Close()
 }
 
-// secureTransport allows plain HTTP to this machine and to the registry for
-// which it was allowed only, whatever a name, a redirect or an authentication
-// challenge says.
-type secureTransport struct {
-	base  http.RoundTripper
-	plain string // HOST[:PORT]; empty: none
-}
-
-// errPlainHTTP: something is to go over the network unprotected.
-var errPlainHTTP = errors.New("that is allowed for localhost only, or with --tls-verify=false")
-
-func (t secureTransport) RoundTrip(req *http.Request) (*http.Response, error) {
-	if req.URL.Scheme != "https" && !isLoopback(req.URL.Hostname()) && (t.plain == "" || req.URL.Host != t.plain) {
-		if req.Body != nil {
-			_ = req.Body.Close()
-		}
-		return nil, fmt.Errorf("plain HTTP to %s: %w", req.URL.Host, errPlainHTTP)
-	}
-	return t.base.RoundTrip(req)
-}
-
-func isLoopback(host string) bool {
-	if host == "localhost" {
-		return true
-	}
-	ip := net.ParseIP(host)
-	return ip != nil && ip.IsLoopback()
-}
-
 // broken explains an error, and marks one that may pass.
 func (g repository) broken(ctx context.Context, err error) error {
 	told := g.explain(ctx, err)
@@ -361,6 +315,9 @@ func (g repository) explain(ctx context.Context, err error) error {
 	}
 	var op *net.OpError
 	if errors.As(err, &op) && op.Op == "dial" {
+		if errors.Is(op.Err, errInside) {
+			return fmt.Errorf("%w: %w", ErrRegistry, op.Err)
+		}
 		return fmt.Errorf("%w: cannot connect to %s: %w: is it running, and is the network up?", ErrRegistry, host, op.Err)
 	}
 	return fmt.Errorf("%w: %s: %w", ErrRegistry, host, err)
