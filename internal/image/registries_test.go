@@ -177,6 +177,10 @@ func TestMirror(t *testing.T) {
 	if _, err := s.Ensure(context.Background(), origin.host+"/new:v1", EnsureOptions{}); err != nil {
 		t.Errorf("what the mirror has not got: %v", err)
 	}
+	_, err = s.Ensure(context.Background(), origin.host+"/nothing:v1", EnsureOptions{})
+	if !errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), "nothing on "+origin.host) || !strings.Contains(err.Error(), "its mirror "+mirror.host+"/copies/nothing:v1: ") {
+		t.Errorf("what nobody has: %v", err)
+	}
 	e, err := s.Find(origin.host+"/app:v1", "")
 	if err != nil || len(e.Names) != 1 || e.Names[0].Name != origin.host+"/app:v1" || !isDigest(e.Names[0].Manifest) {
 		t.Errorf("%+v, %v", e, err)

@@ -72,7 +72,8 @@ func (s *Store) findNamed(ctx context.Context, n name.Reference, conf registries
 	if err != nil {
 		return nil, err
 	}
-	for _, e := range list {
+	var mirrors []error
+	for i, e := range list {
 		if a.TLSVerify != nil {
 			e.insecure = !*a.TLSVerify
 		}
@@ -80,8 +81,11 @@ func (s *Store) findNamed(ctx context.Context, n name.Reference, conf registries
 		if c, err = s.findAt(ctx, e, conf.CredentialHelpers, want, a); err == nil || ctx.Err() != nil {
 			return c, err
 		}
+		if i < len(list)-1 {
+			mirrors = append(mirrors, fmt.Errorf("its mirror %s: %w", fullName(e.ref), err))
+		}
 	}
-	return nil, err // the registry's own: it is the last
+	return nil, errors.Join(append([]error{err}, mirrors...)...) // the registry's own: it is the last
 }
 
 // findAt asks one place.
