@@ -34,6 +34,7 @@ type Mount struct {
 	Target   string    `json:"target"`           // absolute, in the container
 	ReadOnly bool      `json:"read_only,omitempty"`
 	File     bool      `json:"file,omitempty"`    // of a share: it is one file
+	NoCopy   bool      `json:"no_copy,omitempty"` // of a volume: what the image has there does not go into it
 	SizeMiB  int       `json:"size,omitempty"`    // of a volume that is made for it; of the free room on a block disk
 	Options  string    `json:"options,omitempty"` // of a tmpfs, as --tmpfs takes them
 }
