@@ -72,7 +72,7 @@ func TestRunHasTheFlagsThatWerePromised(t *testing.T) {
 		got = append(got, name)
 	})
 	want := strings.Fields(`name env,-e env-file workdir,-w user,-u entrypoint hostname label,-l detach,-d interactive,-i tty,-t
-		privileged read-only cap-add cap-drop tmpfs volume,-v map mount map-mode cpu mem hugepages balloon io-max scratch-size disk-bps disk-iops network mode publish,-p egress dns dns-search add-host ip isolated subnet pull platform authfile tls-verify vmm init no-cache boot-timeout
+		privileged read-only cap-add cap-drop tmpfs volume,-v map mount map-mode cpu mem hugepages balloon io-max scratch-size disk-bps disk-iops network mode publish,-p egress dns dns-search add-host ip isolated subnet pull platform authfile cert-dir tls-verify vmm init no-cache boot-timeout
 		rm logs log-size restart wait-ready save-snapshot on-restore health-cmd health-interval health-timeout health-start-period health-retries
 		no-healthcheck setup quiet,-q verbose timings`)
 	if !slices.Equal(got, want) {

@@ -55,6 +55,7 @@ Podman) or docker-daemon:NAME. What is here already can also be called by its id
 func addAccess(cmd *cobra.Command, access *image.Access) {
 	f := cmd.Flags()
 	f.StringVar(&access.AuthFile, "authfile", "", "take credentials from `FILE` only (default: Docker's and Podman's)")
+	f.StringVar(&access.CertDir, "cert-dir", "", "take the registry's certificates from `DIR` only: *.crt, *.cert with *.key (default: certs.d of Podman and Docker)")
 	f.Var(optionalBool{&access.TLSVerify}, "tls-verify", "check the registry's certificate; false also allows plain HTTP (default: as in registries.conf)")
 	f.Lookup("tls-verify").NoOptDefVal = "true"
 }

@@ -48,7 +48,7 @@ belongs to other users, import it as root, or make a tar of it as root.`,
 		}),
 	}
 	f := cmd.Flags()
-	f.StringArrayVarP(&o.opts.Changes, "change", "c", nil, "apply an `INSTRUCTION`: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME or WORKDIR")
+	f.StringArrayVarP(&o.opts.Changes, "change", "c", nil, "apply an `INSTRUCTION`: CMD, ENTRYPOINT, ENV, EXPOSE, HEALTHCHECK, LABEL, ONBUILD, STOPSIGNAL, USER, VOLUME or WORKDIR")
 	f.StringVarP(&o.opts.Message, "message", "m", "", "`TEXT` for the image's history")
 	f.StringVar(&o.opts.Platform, "platform", "", "what the root is for: `OS/ARCH` (default: this machine)")
 	addQuiet(cmd, &o.quiet)

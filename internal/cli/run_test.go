@@ -171,7 +171,7 @@ func TestRunRefusesWhatCannotBeMeant(t *testing.T) {
 		{"-p x:80 img", "host port"},
 		{"-p 80:x img", "guest port"},
 		{"-p 1.2.3:80:80 img", "is not an IP address"},
-		{"-p 8000-8001:80 img", "same length"},
+		{"-p 8000-8001:80-82 img", "same length"},
 		{"-e =x img", "the variable has no name"},
 		{"--env-file /nonexistent/env img", "read --env-file /nonexistent/env"},
 		{"-l =x img", "the label has no name"},

@@ -51,11 +51,13 @@ func newVolumeCreateCommand(a *app) *cobra.Command {
 		size   string
 		labels []string
 	)
-	cmd := &cobra.Command{
+	var cmd *cobra.Command
+	cmd = &cobra.Command{
 		Use:   "create [flags] [NAME]",
 		Short: "Make a volume",
 		Long: `Make an empty volume, an ext4 disk that costs what is written to it, and print its
-name. Without a name it gets a random one.`,
+name. Without a name it gets a random one. One that is there stays as it is; that is
+an error if it has another size than was asked for.`,
 		Example:           `  fcvm volume create --size 20g data`,
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: cobra.NoFileCompletions,
@@ -79,7 +81,11 @@ name. Without a name it gets a random one.`,
 			if err != nil {
 				return err
 			}
-			if err := s.Create(ctx, info); err != nil {
+			err = s.Create(ctx, info)
+			if errors.Is(err, volume.ErrExists) {
+				err = sameVolume(s, info, cmd.Flags().Changed("size"), err)
+			}
+			if err != nil {
 				return err
 			}
 			_, err = fmt.Fprintln(a.sys.Stdout, info.Name)
@@ -89,6 +95,19 @@ name. Without a name it gets a random one.`,
 	cmd.Flags().StringVar(&size, "size", fmt.Sprintf("%dg", volume.DefaultSizeMiB>>10), "how much can be in it: `SIZE`, as 512m, 20g")
 	cmd.Flags().StringArrayVarP(&labels, "label", "l", nil, "label it: `KEY=VALUE`")
 	return cmd
+}
+
+// sameVolume lets a volume that is there stand for the one that was to be made, as
+// Docker does; exists says that it is there.
+func sameVolume(s *volume.Store, asked volume.Info, sized bool, exists error) error {
+	is, err := s.Get(asked.Name)
+	if err != nil {
+		return errors.Join(exists, err)
+	}
+	if sized && is.SizeMiB != asked.SizeMiB {
+		return fmt.Errorf("%w: it has %d MiB, not %d: leave out --size to take it as it is, or remove it with: fcvm volume rm %s", exists, is.SizeMiB, asked.SizeMiB, asked.Name)
+	}
+	return nil
 }
 
 // volumeRow is a volume as a listing shows it.

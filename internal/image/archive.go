@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -232,8 +233,12 @@ func dockerContent(fsys files, img dockerImage, lim Limits) (*content, error) {
 		if err != nil {
 			return nil, missing(err, "layer "+l)
 		}
+		kind, err := layerType(bufio.NewReaderSize(f, 16))
 		_ = f.Close()
-		c.layers = append(c.layers, blob{size: size, mediaType: string(types.DockerUncompressedLayer), local: true, open: func(context.Context) (io.ReadCloser, error) {
+		if err != nil {
+			return nil, err
+		}
+		c.layers = append(c.layers, blob{size: size, mediaType: string(kind), local: true, open: func(context.Context) (io.ReadCloser, error) {
 			f, _, err := fsys.open(l)
 			return f, err
 		}})

@@ -99,6 +99,25 @@ func (s *Store) byID(r reference, want platform) (Image, error) {
 	return img, checkPlatform(want, rec.Platform)
 }
 
+// byPrefix returns the image of the cache whose id begins so, as image ls shows
+// it, if there is one: no registry is asked for a name that is an id here.
+func (s *Store) byPrefix(r reference, want platform) (img Image, ok bool, err error) {
+	if !idPattern.MatchString(r.text) {
+		return Image{}, false, nil
+	}
+	list, err := s.List()
+	if err != nil {
+		return Image{}, false, err
+	}
+	digest, err := uniqueID(r.text, list)
+	if digest == "" {
+		return Image{}, false, err
+	}
+	r.digest = digest
+	img, err = s.byID(r, want)
+	return img, err == nil, err
+}
+
 // findCached returns an image with its layers from the cache, or from the
 // archive that it was made of.
 func (s *Store) findCached(ctx context.Context, digest string) (*content, error) {

@@ -271,9 +271,13 @@ func fullName(ref name.Reference) string {
 }
 
 func repositoryName(ref name.Reference) string {
-	host := ref.Context().RegistryStr()
-	if host == name.DefaultRegistry {
-		host = dockerHub
+	return hostOf(ref) + "/" + ref.Context().RepositoryStr()
+}
+
+// hostOf is the registry, HOST[:PORT], as people call it.
+func hostOf(ref name.Reference) string {
+	if host := ref.Context().RegistryStr(); host != name.DefaultRegistry {
+		return host
 	}
-	return host + "/" + ref.Context().RepositoryStr()
+	return dockerHub
 }

@@ -2,10 +2,8 @@ package image
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
-	"io"
-	"log"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -179,6 +177,10 @@ func TestMirror(t *testing.T) {
 	if _, err := s.Ensure(context.Background(), origin.host+"/new:v1", EnsureOptions{}); err != nil {
 		t.Errorf("what the mirror has not got: %v", err)
 	}
+	_, err = s.Ensure(context.Background(), origin.host+"/nothing:v1", EnsureOptions{})
+	if !errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), "nothing on "+origin.host) || !strings.Contains(err.Error(), "its mirror "+mirror.host+"/copies/nothing:v1: ") {
+		t.Errorf("what nobody has: %v", err)
+	}
 	e, err := s.Find(origin.host+"/app:v1", "")
 	if err != nil || len(e.Names) != 1 || e.Names[0].Name != origin.host+"/app:v1" || !isDigest(e.Names[0].Manifest) {
 		t.Errorf("%+v, %v", e, err)
@@ -212,11 +214,7 @@ func TestTLSVerify(t *testing.T) {
 	plain := startRegistry(t)
 	img := newImage(t, runtime.GOARCH, map[string]string{"f": "1"})
 	plain.push(t, "app:v1", img)
-	tls := httptest.NewUnstartedServer(plain.handler)
-	tls.Config.ErrorLog = log.New(io.Discard, "", 0) // of handshakes that fail, as they should
-	tls.StartTLS()
-	t.Cleanup(tls.Close)
-	host := strings.TrimPrefix(tls.URL, "https://")
+	host, _, _ := startTLS(t, plain, tls.NoClientCert)
 	ref := host + "/app:v1"
 	yes, no := true, false
 	for _, tt := range []struct {

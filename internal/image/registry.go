@@ -2,7 +2,6 @@ package image
 
 import (
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -25,7 +24,6 @@ import (
 const (
 	headerTimeout = time.Minute // for a registry to start its answer
 	stallTimeout  = time.Minute // without a byte of a layer
-	maxRedirects  = 10
 )
 
 // Access says how registries are spoken to.
@@ -33,6 +31,9 @@ type Access struct {
 	// AuthFile holds the credentials, in place of all the places where they
 	// are looked for otherwise.
 	AuthFile string
+	// CertDir holds the certificates, in place of all the places where they are
+	// looked for otherwise, see certificates.
+	CertDir string
 	// TLSVerify false takes any certificate, and plain HTTP; true checks even
 	// where registries.conf says otherwise. Nil: what registries.conf says.
 	TLSVerify *bool
@@ -71,7 +72,8 @@ func (s *Store) findNamed(ctx context.Context, n name.Reference, conf registries
 	if err != nil {
 		return nil, err
 	}
-	for _, e := range list {
+	var mirrors []error
+	for i, e := range list {
 		if a.TLSVerify != nil {
 			e.insecure = !*a.TLSVerify
 		}
@@ -79,8 +81,11 @@ func (s *Store) findNamed(ctx context.Context, n name.Reference, conf registries
 		if c, err = s.findAt(ctx, e, conf.CredentialHelpers, want, a); err == nil || ctx.Err() != nil {
 			return c, err
 		}
+		if i < len(list)-1 {
+			mirrors = append(mirrors, fmt.Errorf("its mirror %s: %w", fullName(e.ref), err))
+		}
 	}
-	return nil, err // the registry's own: it is the last
+	return nil, errors.Join(append([]error{err}, mirrors...)...) // the registry's own: it is the last
 }
 
 // findAt asks one place.
@@ -122,12 +127,13 @@ func openRepository(ctx context.Context, e endpoint, helpers []string, a Access)
 			return repository{}, err
 		}
 	}
-	base := remote.DefaultTransport.(*http.Transport).Clone()
-	base.ResponseHeaderTimeout = headerTimeout
+	base, err := newTransport(ref, e.insecure, a)
+	if err != nil {
+		return repository{}, err
+	}
 	plain := ""
 	if e.insecure {
 		plain = ref.Context().RegistryStr()
-		base.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} //nolint:gosec // it was asked for, for this registry
 	}
 	g := repository{
 		ref: ref, idle: base.CloseIdleConnections,
@@ -147,21 +153,9 @@ func openRepository(ctx context.Context, e endpoint, helpers []string, a Access)
 		g.close()
 		return repository{}, g.explain(ctx, err)
 	}
-	g.client = &http.Client{Transport: rt, CheckRedirect: checkRedirect}
+	g.client = &http.Client{Transport: rt}
 	g.puller, err = remote.NewPuller(remote.WithTransport(rt))
 	return g, err
-}
-
-// checkRedirect keeps a registry from sending us to a host's own network.
-func checkRedirect(req *http.Request, via []*http.Request) error {
-	if len(via) >= maxRedirects {
-		return fmt.Errorf("over %d redirects", maxRedirects)
-	}
-	from, to := via[0].URL.Hostname(), req.URL.Hostname()
-	if ip := net.ParseIP(to); from != to && ip != nil && (ip.IsPrivate() || ip.IsLoopback() || ip.IsLinkLocalUnicast()) {
-		return fmt.Errorf("%s sends us on to %s, which is no public address", from, to)
-	}
-	return nil
 }
 
 func (g repository) close() { g.idle() }
@@ -291,35 +285,6 @@ func (s *stallReader) Close() error {
 	return s.ReadCloser.Close()
 }
 
-// secureTransport allows plain HTTP to this machine and to the registry for
-// which it was allowed only, whatever a name, a redirect or an authentication
-// challenge says.
-type secureTransport struct {
-	base  http.RoundTripper
-	plain string // HOST[:PORT]; empty: none
-}
-
-// errPlainHTTP: something is to go over the network unprotected.
-var errPlainHTTP = errors.New("that is allowed for localhost only, or with --tls-verify=false")
-
-func (t secureTransport) RoundTrip(req *http.Request) (*http.Response, error) {
-	if req.URL.Scheme != "https" && !isLoopback(req.URL.Hostname()) && (t.plain == "" || req.URL.Host != t.plain) {
-		if req.Body != nil {
-			_ = req.Body.Close()
-		}
-		return nil, fmt.Errorf("plain HTTP to %s: %w", req.URL.Host, errPlainHTTP)
-	}
-	return t.base.RoundTrip(req)
-}
-
-func isLoopback(host string) bool {
-	if host == "localhost" {
-		return true
-	}
-	ip := net.ParseIP(host)
-	return ip != nil && ip.IsLoopback()
-}
-
 // broken explains an error, and marks one that may pass.
 func (g repository) broken(ctx context.Context, err error) error {
 	told := g.explain(ctx, err)
@@ -339,7 +304,7 @@ func (g repository) explain(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	host := g.host()
+	host := hostOf(g.ref)
 	var te *transport.Error
 	if errors.As(err, &te) {
 		return g.explainStatus(host, te)
@@ -350,21 +315,16 @@ func (g repository) explain(ctx context.Context, err error) error {
 	}
 	var unknown x509.UnknownAuthorityError
 	if errors.As(err, &unknown) {
-		return fmt.Errorf("%w: nobody that this host trusts vouches for %s: %w; with --tls-verify=false it is taken all the same", ErrRegistry, host, unknown)
+		return fmt.Errorf("%w: nobody that this host trusts vouches for %s: %w; put the certificate of who does into ~/.config/containers/certs.d/%s/ca.crt; with --tls-verify=false it is taken all the same", ErrRegistry, host, unknown, host)
 	}
 	var op *net.OpError
 	if errors.As(err, &op) && op.Op == "dial" {
+		if errors.Is(op.Err, errInside) {
+			return fmt.Errorf("%w: %w", ErrRegistry, op.Err)
+		}
 		return fmt.Errorf("%w: cannot connect to %s: %w: is it running, and is the network up?", ErrRegistry, host, op.Err)
 	}
 	return fmt.Errorf("%w: %s: %w", ErrRegistry, host, err)
-}
-
-// host is the registry as people call it.
-func (g repository) host() string {
-	if h := g.ref.Context().RegistryStr(); h != name.DefaultRegistry {
-		return h
-	}
-	return "docker.io"
 }
 
 func (g repository) explainStatus(host string, te *transport.Error) error {

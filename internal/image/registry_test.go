@@ -179,6 +179,34 @@ func TestEnsurePlainHTTP(t *testing.T) {
 	}
 }
 
+// TestPlainRedirect: where --tls-verify=false is given, layers may be anywhere,
+// but no password goes there.
+func TestPlainRedirect(t *testing.T) {
+	for _, tt := range []struct {
+		plain, auth string
+		redirect    bool
+		want        bool
+	}{
+		{"registry.lan:5000", "", true, true},
+		{"registry.lan:5000", "Bearer x", true, false},
+		{"registry.lan:5000", "", false, false}, // as to a server for tokens
+		{"", "", true, false},
+	} {
+		req := httptest.NewRequest(http.MethodGet, "http://10.0.0.7:9000/", nil)
+		if tt.auth != "" {
+			req.Header.Set("Authorization", tt.auth)
+		}
+		if tt.redirect {
+			req.Response = &http.Response{}
+		}
+		ok := roundTripper(func(*http.Request) (*http.Response, error) { return &http.Response{}, nil })
+		_, err := secureTransport{base: ok, plain: tt.plain}.RoundTrip(req)
+		if got := err == nil; got != tt.want || err != nil && !errors.Is(err, errPlainHTTP) {
+			t.Errorf("%+v: %v", tt, err)
+		}
+	}
+}
+
 type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }

@@ -2,11 +2,13 @@ package image
 
 import (
 	"archive/tar"
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -163,22 +165,23 @@ func (a *archiveWriter) layer(ctx context.Context, b blob, diffID string) (v1.De
 
 // compressedLayer writes a layer as it is. Its digest is checked on the way.
 func (a *archiveWriter) compressedLayer(ctx context.Context, b blob) (_ v1.Descriptor, err error) {
-	d := v1.Descriptor{MediaType: ociMediaType(b.mediaType), Size: b.size, Digest: hashOf(b.digest)}
-	if a.done[b.digest] {
-		return d, nil
-	}
-	task := a.progress.Task("save layer "+short(b.digest), b.size)
-	defer func() { task.Done(err) }()
+	d := v1.Descriptor{Size: b.size, Digest: hashOf(b.digest)}
 	r, err := b.open(ctx)
 	if err != nil {
 		return d, err
 	}
 	defer func() { _ = r.Close() }()
+	br := bufio.NewReader(r)
+	if d.MediaType, err = layerType(br); err != nil || a.done[b.digest] {
+		return d, err
+	}
+	task := a.progress.Task("save layer "+short(b.digest), b.size)
+	defer func() { task.Done(err) }()
 	if err := a.member(b.digest, b.size); err != nil {
 		return d, err
 	}
 	sum := sha256.New()
-	n, err := io.Copy(ctxWriter{ctx, io.MultiWriter(a.tar, sum, taskWriter{task})}, io.LimitReader(r, b.size))
+	n, err := io.Copy(ctxWriter{ctx, io.MultiWriter(a.tar, sum, taskWriter{task})}, io.LimitReader(br, b.size))
 	if err != nil {
 		return d, err
 	}
@@ -188,15 +191,19 @@ func (a *archiveWriter) compressedLayer(ctx context.Context, b blob) (_ v1.Descr
 	return d, nil
 }
 
-// ociMediaType is the OCI's word for Docker's kinds of layers.
-func ociMediaType(t string) types.MediaType {
+// layerType is the media type of a layer, by how it begins: where it comes from
+// may have it wrong, or not say it.
+func layerType(br *bufio.Reader) (types.MediaType, error) {
+	head, err := br.Peek(4)
 	switch {
-	case strings.HasSuffix(t, "zstd"):
-		return types.OCILayerZStd
-	case strings.HasSuffix(t, "gzip"):
-		return types.OCILayer
+	case err != nil && !errors.Is(err, io.EOF):
+		return "", err
+	case bytes.HasPrefix(head, []byte("\x1f\x8b")):
+		return types.OCILayer, nil
+	case bytes.HasPrefix(head, []byte("\x28\xb5\x2f\xfd")):
+		return types.OCILayerZStd, nil
 	}
-	return types.OCIUncompressedLayer
+	return types.OCIUncompressedLayer, nil
 }
 
 func (a *archiveWriter) small(b []byte, digest string) error {

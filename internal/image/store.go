@@ -180,6 +180,9 @@ func (s *Store) ensure(ctx context.Context, r reference, want platform, o Ensure
 	}
 	if r.kind == kindRegistry && o.Pull != PullAlways {
 		img, ok, err := s.resolved(r, want)
+		if !ok && err == nil {
+			img, ok, err = s.byPrefix(r, want)
+		}
 		if ok || err != nil {
 			return img, err
 		}

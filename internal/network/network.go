@@ -41,10 +41,13 @@ var (
 
 // Port is one published port.
 type Port struct {
-	HostIP    netip.Addr `json:"host_ip"`
-	HostPort  uint16     `json:"host_port"` // 0: any free one; resolved when published
-	GuestPort uint16     `json:"guest_port"`
-	Protocol  string     `json:"protocol"` // "tcp" or "udp"
+	HostIP   netip.Addr `json:"host_ip"`
+	HostPort uint16     `json:"host_port"` // 0: any free one; resolved when published
+	// HostPortEnd is the last of a range that begins with HostPort, any free one
+	// of which will do; 0: it is that port, and so it is once it is published.
+	HostPortEnd uint16 `json:"host_port_end,omitempty"`
+	GuestPort   uint16 `json:"guest_port"`
+	Protocol    string `json:"protocol"` // "tcp" or "udp"
 }
 
 // Config is what a backend needs to know of a VM.

@@ -21,7 +21,16 @@ const publishForm = "[HOSTIP:][HOSTPORT:]GUESTPORT[/tcp|udp]"
 // String is HOSTIP:HOSTPORT->GUESTPORT/PROTOCOL, with brackets around an IPv6
 // host address.
 func (p Port) String() string {
-	return fmt.Sprintf("%s->%d/%s", p.HostAddr(), p.GuestPort, p.Protocol)
+	end := ""
+	if p.HostPortEnd != 0 {
+		end = fmt.Sprintf("-%d", p.HostPortEnd)
+	}
+	return fmt.Sprintf("%s%s->%d/%s", p.HostAddr(), end, p.GuestPort, p.Protocol)
+}
+
+// Takes reports whether a port of the host's is one that p can have.
+func (p Port) Takes(hostPort uint16) bool {
+	return p.HostPort == 0 || p.HostPort <= hostPort && hostPort <= max(p.HostPort, p.HostPortEnd)
 }
 
 // HostAddr is where the port is published on the host.
@@ -29,14 +38,15 @@ func (p Port) HostAddr() netip.AddrPort { return netip.AddrPortFrom(p.HostIP, p.
 
 // ParsePublish reads the values of -p, as Docker and Podman users write them:
 //
-//	GUESTPORT                     a free host port, on all IPv4 addresses
+//	GUESTPORT, :GUESTPORT         a free host port, on all IPv4 addresses
 //	HOSTPORT:GUESTPORT
 //	HOSTIP:HOSTPORT:GUESTPORT     [::1]:8080:80 for an IPv6 address
 //	HOSTIP::GUESTPORT             a free host port on that address
 //
 // each with /tcp (the default) or /udp behind it. A port may be a range
-// (8000-8010:80-90), of the same length on both sides. Host port 0 also means
-// a free one. Errors wrap vm.ErrInvalid.
+// (8000-8010:80-90), of the same length on both sides; for a single guest port
+// (8000-8010:80) any free one of the range will do. Host port 0 also means a free
+// one. Errors wrap vm.ErrInvalid.
 func ParsePublish(specs []string) ([]Port, error) {
 	var ports []Port
 	for _, spec := range specs {
@@ -50,7 +60,7 @@ func ParsePublish(specs []string) ([]Port, error) {
 	for _, p := range ports {
 		key := p
 		key.GuestPort = 0
-		if p.HostPort != 0 && seen[key] {
+		if p.HostPort != 0 && p.HostPortEnd == 0 && seen[key] {
 			return nil, fmt.Errorf("%w: --publish: %s port %s is given twice", vm.ErrInvalid, p.Protocol, p.HostAddr())
 		}
 		seen[key] = true
@@ -93,8 +103,10 @@ func parseSpec(spec string) ([]Port, error) {
 	switch {
 	case chosen && h.first == 0:
 		return nil, fmt.Errorf("host port range %s: a range starts at 1 or later", host)
+	case chosen && g.length() == 1 && h.length() > 1:
+		return []Port{{HostIP: hostIP, HostPort: h.first, HostPortEnd: h.last, GuestPort: g.first, Protocol: protocol}}, nil
 	case chosen && h.length() != g.length():
-		return nil, fmt.Errorf("host ports %s are %d, guest ports %s are %d: both ranges must have the same length", host, h.length(), guest, g.length())
+		return nil, fmt.Errorf("host ports %s are %d, guest ports %s are %d: both ranges must have the same length, unless it is a single guest port", host, h.length(), guest, g.length())
 	}
 	list := make([]Port, g.length())
 	for i := range list {
@@ -127,9 +139,6 @@ func splitSpec(s string) (hostIP netip.Addr, host, guest string, err error) {
 	case 1:
 		return hostIP, "", part[0], nil
 	case 2:
-		if part[0] == "" {
-			return hostIP, "", "", fmt.Errorf("the host port is empty: leave out the colon for a free one")
-		}
 		return hostIP, part[0], part[1], nil
 	case 3:
 		if hostIP, err = netip.ParseAddr(part[0]); err != nil {

@@ -21,6 +21,11 @@ func TestParsePublish(t *testing.T) {
 		{"8080:80/udp", []string{"0.0.0.0:8080->80/udp"}},
 		{"8080:80/TCP", []string{"0.0.0.0:8080->80/tcp"}},
 		{"0:80", []string{"0.0.0.0:0->80/tcp"}},
+		{":80", []string{"0.0.0.0:0->80/tcp"}},
+		{":80-81/udp", []string{"0.0.0.0:0->80/udp", "0.0.0.0:0->81/udp"}},
+		{"8000-8010:80", []string{"0.0.0.0:8000-8010->80/tcp"}},
+		{"[::1]:8000-8010:80/udp", []string{"[::1]:8000-8010->80/udp"}},
+		{"8000-8000:80", []string{"0.0.0.0:8000->80/tcp"}},
 		{"127.0.0.1:8080:80", []string{"127.0.0.1:8080->80/tcp"}},
 		{"127.0.0.1::80", []string{"127.0.0.1:0->80/tcp"}},
 		{"127.0.0.1:0:80", []string{"127.0.0.1:0->80/tcp"}},
@@ -54,7 +59,7 @@ func TestParsePublishErrors(t *testing.T) {
 	for _, tt := range []struct{ spec, want string }{
 		{"", "guest port is missing"},
 		{"8080:", "guest port is missing"},
-		{":80", "host port is empty"},
+		{":", "guest port is missing"},
 		{"x", `guest port "x"`},
 		{"80:x", `guest port "x"`},
 		{"x:80", `host port "x"`},
@@ -74,7 +79,7 @@ func TestParsePublishErrors(t *testing.T) {
 		{"[::1]:80", "want [HOSTIP]"},
 		{"[::1]:1:2:3", "want [HOSTIP]"},
 		{"[1.2.3.4]:1:2", "not an IPv6 address"},
-		{"8000-8010:80", "same length"},
+		{"8000-8010:80-81", "same length"},
 		{"8000:80-90", "same length"},
 		{"90-80", "ends before it starts"},
 		{"0-1:80-81", "starts at 1"},
@@ -92,9 +97,23 @@ func TestParsePublishTwice(t *testing.T) {
 	if _, err := ParsePublish([]string{"8080:80", "8079-8081:1-3"}); !errors.Is(err, vm.ErrInvalid) || !strings.Contains(err.Error(), "twice") {
 		t.Errorf("one host port for two guest ports: got %v", err)
 	}
-	ports, err := ParsePublish([]string{"8080:80", "8080:80/udp", "127.0.0.2:8080:80", "80", "80"})
-	if err != nil || len(ports) != 5 {
+	ports, err := ParsePublish([]string{"8080:80", "8080:80/udp", "127.0.0.2:8080:80", "80", "80", "8080-8090:81", "8080-8090:82"})
+	if err != nil || len(ports) != 7 {
 		t.Errorf("ports that differ in protocol or address, or are free: got %v, %v", ports, err)
+	}
+}
+
+func TestTakes(t *testing.T) {
+	for spec, want := range map[string][3]bool{ // 8000, 8005, 8011
+		"80": {true, true, true}, "8000:80": {true, false, false}, "8000-8010:80": {true, true, false}, "8001-8011:80": {false, true, true},
+	} {
+		ports, err := ParsePublish([]string{spec})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p := ports[0]; [3]bool{p.Takes(8000), p.Takes(8005), p.Takes(8011)} != want {
+			t.Errorf("%s: want %v", spec, want)
+		}
 	}
 }
 
@@ -117,7 +136,11 @@ func FuzzParsePublish(f *testing.F) {
 			if !p.HostIP.IsValid() || p.GuestPort == 0 || p.Protocol != TCP && p.Protocol != UDP {
 				t.Fatalf("%q: %+v", s, p)
 			}
-			// What is printed can be read again.
+			if !p.Takes(p.HostPort) || p.HostPortEnd != 0 && (p.HostPortEnd <= p.HostPort || !p.Takes(p.HostPortEnd)) {
+				t.Fatalf("%q: it has none of its own ports: %+v", s, p)
+			}
+			// What is printed of an open port can be read again.
+			p.HostPortEnd = 0
 			host, _, _ := strings.Cut(p.String(), "->")
 			if a, err := netip.ParseAddrPort(host); err != nil || a != p.HostAddr() {
 				t.Fatalf("%q: printed as %s: %v", s, p, err)

@@ -66,7 +66,7 @@ func unpublish(pub network.Publisher, open, asked []network.Port) ([]network.Por
 		n := len(found)
 		for _, o := range open {
 			if o.GuestPort == p.GuestPort && o.Protocol == p.Protocol &&
-				(p.HostPort == 0 || p.HostPort == o.HostPort) &&
+				p.Takes(o.HostPort) &&
 				(p.HostIP == netip.IPv4Unspecified() || p.HostIP == o.HostIP) {
 				found = append(found, o)
 			}

@@ -34,9 +34,9 @@ type Mount struct {
 	Target   string    `json:"target"`           // absolute, in the container
 	ReadOnly bool      `json:"read_only,omitempty"`
 	File     bool      `json:"file,omitempty"`    // of a share: it is one file
+	NoCopy   bool      `json:"no_copy,omitempty"` // of a volume: what the image has there does not go into it
 	SizeMiB  int       `json:"size,omitempty"`    // of a volume that is made for it; of the free room on a block disk
 	Options  string    `json:"options,omitempty"` // of a tmpfs, as --tmpfs takes them
-	NoCopy   bool      `json:"nocopy,omitempty"`  // of a volume: an empty one gets nothing of the image's
 }
 
 // OnDisk reports whether the guest has a disk for it.

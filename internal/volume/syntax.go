@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"path"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -71,12 +72,8 @@ func parseVolume(arg string) (request, error) {
 		return bad("it is HOST:GUEST[:ro]; paths with colons can be given to --mount")
 	}
 	if len(parts) == 3 {
-		switch parts[2] {
-		case "ro":
-			r.ReadOnly = true
-		case "rw":
-		default:
-			return bad("option %q: it is ro or rw", parts[2])
+		if err := r.setOptions(parts[2]); err != nil {
+			return bad("%v", err)
 		}
 	}
 	if r.Kind == "" {
@@ -86,12 +83,65 @@ func parseVolume(arg string) (request, error) {
 			return bad("%q is neither a path nor a volume's name", r.Source)
 		}
 	}
+	if r.NoCopy && r.path {
+		return bad("nocopy is for volumes: nothing is copied into what is the host's")
+	}
 	return r.checked("-v " + strconv.Quote(arg))
+}
+
+// setOptions takes the options of a -v.
+func (r *request) setOptions(list string) error {
+	var rw bool
+	for o := range strings.SplitSeq(list, ",") {
+		switch {
+		case o == "ro":
+			r.ReadOnly = true
+		case o == "rw":
+			rw = true
+		case o == "nocopy":
+			r.NoCopy = true
+		case slices.Contains(ignoredOptions, o):
+		case slices.Contains(refusedOptions, o):
+			return refuse(o)
+		default:
+			return fmt.Errorf("option %q: it is ro, rw or nocopy; what Docker and Podman know besides is accepted where it means nothing here", o)
+		}
+	}
+	if rw && r.ReadOnly {
+		return errors.New("it is either ro or rw")
+	}
+	return nil
+}
+
+// Options of Docker's and Podman's mounts besides those that are honoured.
+var (
+	// ignoredOptions ask for what is so, or for what no guest can tell: it has no
+	// SELinux labels, and its mounts are nobody else's.
+	ignoredOptions = []string{
+		"z", "Z", "cached", "delegated", "consistent", "copy", "exec", "bind", "rbind",
+		"private", "rprivate", "shared", "rshared", "slave", "rslave",
+	}
+	refusedOptions = []string{
+		"U", "chown", "O", "idmap", "noexec", "nosuid", "nodev", "suid", "dev", "unbindable", "runbindable", "no-dereference",
+	}
+	// tmpfsOptions are those that only a tmpfs can have.
+	tmpfsOptions = []string{"exec", "noexec", "suid", "nosuid", "dev", "nodev"}
+	// ignoredKeys are those of --mount that mean as little, and their values.
+	ignoredKeys = map[string][]string{
+		"consistency":      {"consistent", "cached", "delegated", "default"},
+		"bind-propagation": {"private", "rprivate", "shared", "rshared", "slave", "rslave"},
+		"relabel":          {"shared", "private"},
+	}
+)
+
+func refuse(option string) error {
+	return fmt.Errorf("option %s cannot be honoured: no mount of this kind has it here; leave it out", option)
 }
 
 // mountKeys are Docker's names and their short forms.
 var mountKeys = map[string]string{
 	"src": "source", "dst": "target", "destination": "target", "ro": "readonly", "tmpfs-size": "size", "volume-size": "size",
+	"volume-nocopy": "nocopy",
 }
 
 // parseMount reads an argument of --mount: KEY=VALUE pairs, separated by commas, in
@@ -100,26 +150,9 @@ func parseMount(arg string) (request, error) {
 	bad := func(format string, a ...any) (request, error) {
 		return request{}, fmt.Errorf("%w: --mount %q: %s", vm.ErrInvalid, arg, fmt.Sprintf(format, a...))
 	}
-	reader := csv.NewReader(strings.NewReader(arg))
-	fields, err := reader.Read()
+	values, options, err := mountValues(arg)
 	if err != nil {
-		return bad("it is type=bind|volume|tmpfs|disk,source=…,target=…")
-	}
-	values := map[string]string{}
-	for _, f := range fields {
-		key, value, given := strings.Cut(f, "=")
-		if long, ok := mountKeys[key]; ok {
-			key = long
-		}
-		if key == "readonly" && !given {
-			value = "true"
-		} else if !given {
-			return bad("%q has no value", f)
-		}
-		if _, twice := values[key]; twice {
-			return bad("%s is given twice", key)
-		}
-		values[key] = value
+		return bad("%v", err)
 	}
 	var r request
 	kind, ok := values["type"]
@@ -127,16 +160,20 @@ func parseMount(arg string) (request, error) {
 		kind = "volume" // as in Docker
 	}
 	r.Source, r.Target = values["source"], values["target"]
-	if v, ok := values["readonly"]; ok {
-		if r.ReadOnly, err = strconv.ParseBool(v); err != nil {
-			return bad("readonly=%s: it is true or false", v)
-		}
+	if r.ReadOnly, err = takeBool(values, "readonly"); err != nil {
+		return bad("%v", err)
+	}
+	rw, err := takeBool(values, "rw")
+	if err != nil {
+		return bad("%v", err)
+	}
+	if rw && r.ReadOnly {
+		return bad("it is either readonly or rw")
 	}
 	delete(values, "type")
 	delete(values, "source")
 	delete(values, "target")
-	delete(values, "readonly")
-	if err := r.setKind(kind, values); err != nil {
+	if err := r.setKind(kind, values, options); err != nil {
 		return bad("%v", err)
 	}
 	for key := range values {
@@ -145,8 +182,65 @@ func parseMount(arg string) (request, error) {
 	return r.checked("--mount " + strconv.Quote(arg))
 }
 
+// mountValues reads the pairs of a --mount, but for those that mean nothing here,
+// and what is no pair.
+func mountValues(arg string) (values map[string]string, options []string, err error) {
+	fields, err := csv.NewReader(strings.NewReader(arg)).Read()
+	if err != nil {
+		return nil, nil, errors.New("it is type=bind|volume|tmpfs|disk,source=…,target=…")
+	}
+	values = map[string]string{}
+	for _, f := range fields {
+		key, value, given := strings.Cut(f, "=")
+		if long, ok := mountKeys[key]; ok {
+			key = long
+		}
+		known, ignored := ignoredKeys[key]
+		switch {
+		case !given && slices.Contains(slices.Concat(ignoredOptions, refusedOptions), key):
+			options = append(options, key)
+			continue
+		case slices.Contains(refusedOptions, key):
+			return nil, nil, refuse(key)
+		case !given && slices.Contains([]string{"readonly", "rw", "nocopy"}, key):
+			value = "true"
+		case !given:
+			return nil, nil, fmt.Errorf("%q has no value", f)
+		case ignored && !slices.Contains(known, value):
+			return nil, nil, fmt.Errorf("%s: it is one of %s", f, strings.Join(known, ", "))
+		case ignored:
+			continue
+		}
+		if _, twice := values[key]; twice {
+			return nil, nil, fmt.Errorf("%s is given twice", key)
+		}
+		values[key] = value
+	}
+	return values, options, nil
+}
+
+// takeBool takes a value that is true or false; false if it is not there.
+func takeBool(values map[string]string, key string) (bool, error) {
+	text, ok := values[key]
+	if !ok {
+		return false, nil
+	}
+	delete(values, key)
+	v, err := strconv.ParseBool(text)
+	if err != nil {
+		return false, fmt.Errorf("%s=%s: it is true or false", key, text)
+	}
+	return v, nil
+}
+
 // setKind takes what is left of a --mount and is for this type.
-func (r *request) setKind(kind string, values map[string]string) error {
+func (r *request) setKind(kind string, values map[string]string, options []string) error {
+	if kind == "tmpfs" {
+		return r.setTmpfs(values, options)
+	}
+	if i := slices.IndexFunc(options, func(o string) bool { return slices.Contains(refusedOptions, o) }); i >= 0 {
+		return refuse(options[i])
+	}
 	take := func(key string) string {
 		v := values[key]
 		delete(values, key)
@@ -167,36 +261,7 @@ func (r *request) setKind(kind string, values map[string]string) error {
 	case "disk":
 		r.Kind, r.path = vm.MountDisk, true
 	case "volume":
-		r.Kind = vm.MountVolume
-		if r.Source == "" {
-			r.Kind = vm.MountAnonymous
-			return nil
-		}
-		if err := CheckName(r.Source); err != nil {
-			return err
-		}
-		return r.setSize(take("size"))
-	case "tmpfs":
-		if r.Source != "" {
-			return errors.New("a tmpfs has no source")
-		}
-		r.Kind = vm.MountTmpfs
-		var options []string
-		if r.ReadOnly {
-			options = append(options, "ro")
-		}
-		for _, key := range []string{"size", "tmpfs-mode"} {
-			v, option := take(key), strings.TrimPrefix(key, "tmpfs-")
-			if v == "" {
-				continue
-			}
-			if !regexp.MustCompile(`^[0-9]+[kKmMgG]?$`).MatchString(v) {
-				return fmt.Errorf("%s=%s: it is a number", key, v)
-			}
-			options = append(options, option+"="+v)
-		}
-		r.Options = strings.Join(options, ",")
-		return nil
+		return r.setVolume(values, take("size"))
 	default:
 		return fmt.Errorf("type=%s: it is bind, volume, tmpfs or disk", kind)
 	}
@@ -204,6 +269,59 @@ func (r *request) setKind(kind string, values map[string]string) error {
 		return fmt.Errorf("type=%s needs a source", kind)
 	}
 	return nil
+}
+
+// setTmpfs takes what is for a tmpfs, for which Podman makes the mount that is
+// asked for.
+func (r *request) setTmpfs(values map[string]string, given []string) error {
+	if r.Source != "" {
+		return errors.New("a tmpfs has no source")
+	}
+	r.Kind = vm.MountTmpfs
+	var options []string
+	if r.ReadOnly {
+		options = append(options, "ro")
+	}
+	for _, o := range given {
+		switch {
+		case slices.Contains(tmpfsOptions, o):
+			options = append(options, o)
+		case slices.Contains(refusedOptions, o):
+			return refuse(o)
+		}
+	}
+	for _, key := range []string{"size", "tmpfs-mode"} {
+		v, option := values[key], strings.TrimPrefix(key, "tmpfs-")
+		delete(values, key)
+		if v == "" {
+			continue
+		}
+		if !regexp.MustCompile(`^[0-9]+[kKmMgG]?$`).MatchString(v) {
+			return fmt.Errorf("%s=%s: it is a number", key, v)
+		}
+		options = append(options, option+"="+v)
+	}
+	r.Options = strings.Join(options, ",")
+	return nil
+}
+
+// setVolume takes what is for a volume, which has a name or not.
+func (r *request) setVolume(values map[string]string, size string) (err error) {
+	if r.NoCopy, err = takeBool(values, "nocopy"); err != nil {
+		return err
+	}
+	if r.Source == "" {
+		r.Kind = vm.MountAnonymous
+		if size != "" {
+			return errors.New("a volume without a name is on the VM's own disk, and as large as --scratch-size lets it be: leave out the size, or give it a name (source=NAME)")
+		}
+		return nil
+	}
+	r.Kind = vm.MountVolume
+	if err := CheckName(r.Source); err != nil {
+		return err
+	}
+	return r.setSize(size)
 }
 
 func (r *request) setSize(text string) error {

@@ -105,7 +105,8 @@ func TestSharesThatCannotBe(t *testing.T) {
 		{dir + "/none:/data", []string{"-v", "no such file"}},
 		{dir + ":data", []string{"absolute path"}},
 		{dir + ":/", []string{"root"}},
-		{dir + ":/data:rx", []string{"ro or rw"}},
+		{dir + ":/data:rx", []string{"ro, rw or nocopy"}},
+		{dir + ":/data:ro,noexec", []string{"option noexec cannot be honoured"}},
 		{"/dev/null:/data", []string{"neither"}},
 		{"sp ace:/data", []string{"volume's name"}},
 	} {

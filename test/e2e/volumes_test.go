@@ -14,7 +14,8 @@ func TestVolumes(t *testing.T) {
 	name := "data" + strings.ReplaceAll(filepath.Base(t.TempDir()), ".", "-") + time.Now().Format("150405.000")
 	t.Cleanup(func() { fcvm(t, "volume", "rm", "-f", name) })
 	fcvm(t, "volume", "create", "--size", "64m", "-l", "of=test", name).want(t, 0, name+"\n")
-	fcvm(t, "volume", "create", name).wantError(t, 125, name, "exists")
+	fcvm(t, "volume", "create", name).want(t, 0, name+"\n")
+	fcvm(t, "volume", "create", "--size", "1g", name).wantError(t, 125, name, "exists", "64 MiB")
 
 	// What one VM has written the next one reads, also one that may not write.
 	run(t, []string{"-v", name + ":/data"}, "busybox", "sh", "-c", "echo kept >/data/f; df -m /data | tail -1 | awk '{print ($2 < 64)}'").want(t, 0, "1\n")

@@ -59,10 +59,26 @@ func CloseAll(list []*Opened) {
 	}
 }
 
-// Open opens one port. Errors name the port, who has it as far as that can be
-// known, and what to do; they wrap network.ErrPortTaken, syscall.EACCES or
-// syscall.EADDRNOTAVAIL.
+// Open opens one port, of a range the first that is free. Errors name the port,
+// who has it as far as that can be known, and what to do; they wrap
+// network.ErrPortTaken, syscall.EACCES or syscall.EADDRNOTAVAIL.
 func Open(ctx context.Context, p network.Port) (*Opened, error) {
+	if p.HostPortEnd == 0 {
+		return open(ctx, p)
+	}
+	one := p
+	for one.HostPortEnd = 0; ; one.HostPort++ {
+		o, err := open(ctx, one)
+		if !errors.Is(err, network.ErrPortTaken) {
+			return o, err
+		}
+		if one.HostPort >= p.HostPortEnd {
+			return nil, fmt.Errorf("publish %s: %w: all ports of the range are taken; give a larger one", p, network.ErrPortTaken)
+		}
+	}
+}
+
+func open(ctx context.Context, p network.Port) (*Opened, error) {
 	o := &Opened{port: p}
 	var lc net.ListenConfig
 	// "tcp4" rather than "tcp": an address is what it is and not also the

@@ -59,7 +59,6 @@ func TestMessages(t *testing.T) {
 		{"guest port missing", user, "-p 80:", "guest port is missing|GUESTPORT[/tcp|udp]"},
 		{"host port", user, "-p x:80", `x:80|host port "x"|a number`},
 		{"host port too large", user, "-p 65536:80", `host port "65536"|65535`},
-		{"host port empty", user, "-p :80", "the host port is empty"},
 		{"host address", user, "-p 1.2.3:80:80", `host address "1.2.3"|not an IP address`},
 		{"host address of IPv6", user, "-p [::1:80:80", "[HOSTIP]:HOSTPORT:GUESTPORT"},
 		{"host address without brackets", user, "-p ::1:80:80", "brackets"},
