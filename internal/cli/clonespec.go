@@ -93,7 +93,7 @@ func (o *cloneOptions) ports(m *snapshot.Manifest) ([]string, error) {
 	}
 	ports, err := network.ParsePublish(o.network.publish)
 	for _, p := range ports {
-		if p.HostPort != 0 && o.count > 1 {
+		if p.HostPort != 0 && p.HostPortEnd == 0 && o.count > 1 {
 			return nil, fmt.Errorf("%w: --publish: port %d of the host can be had by one of %d clones; let each have a free one with -p 0:%d", vm.ErrInvalid, p.HostPort, o.count, p.GuestPort)
 		}
 	}
