@@ -29,7 +29,7 @@ type UnpackOptions struct {
 // Unpack puts what the stream r has at dst: under its own name if dst is a
 // directory, else as dst itself. A stream that ends early leaves what has come.
 func Unpack(v View, r io.Reader, dst string, o UnpackOptions) error {
-	in := &counter{r: r}
+	in := &source{r: r}
 	u := &unpacker{in: in, tar: tar.NewReader(in), o: o}
 	defer u.close()
 	h, err := u.next()
@@ -62,20 +62,8 @@ func notEOF(err error) error {
 	return err
 }
 
-// counter counts what was read.
-type counter struct {
-	r io.Reader
-	n int64
-}
-
-func (c *counter) Read(p []byte) (int, error) {
-	n, err := c.r.Read(p)
-	c.n += int64(n)
-	return n, err
-}
-
 type unpacker struct {
-	in  *counter
+	in  *source
 	tar *tar.Reader
 	o   UnpackOptions
 
@@ -106,8 +94,12 @@ func (u *unpacker) close() {
 // next returns the next header that means an entry.
 func (u *unpacker) next() (*tar.Header, error) {
 	for {
+		u.in.keep, u.in.tail = true, u.in.tail[:0]
 		h, err := u.tar.Next()
+		u.in.keep = false
 		switch {
+		case u.in.past > 0:
+			return nil, fmt.Errorf("%w: a map of holes that goes on behind its file", ErrStream)
 		case errors.Is(err, io.EOF) && u.in.n%tarBlock == 0:
 			return nil, io.EOF
 		case errors.Is(err, io.EOF): // archive/tar does not mind
