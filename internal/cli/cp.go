@@ -126,7 +126,13 @@ func (a *app) copyOut(ctx context.Context, ref, from, to string, o *cpOptions) e
 		}
 		return nil
 	}
-	err = treecopy.Unpack(treecopy.Local{}, stream, to, treecopy.UnpackOptions{Archive: o.archive, Skipped: a.skipped})
+	return a.unpack(stream, from, to, o)
+}
+
+// unpack puts what has come for from at to. The container chooses what is in
+// it, but not what it is called.
+func (a *app) unpack(stream io.Reader, from, to string, o *cpOptions) error {
+	err := treecopy.Unpack(treecopy.Local{}, stream, to, treecopy.UnpackOptions{Archive: o.archive, Name: treecopy.Name(from), Skipped: a.skipped})
 	if err != nil {
 		return fmt.Errorf("copy %s to %s: %w", o.from, to, err)
 	}

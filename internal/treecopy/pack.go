@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -40,14 +39,12 @@ func Open(v View, src string, o PackOptions) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Source{place: p, top: filepath.Base(src), o: o}
+	s := &Source{place: p, top: Name(src), o: o}
 	switch {
 	case p.info == nil:
 		err = &fs.PathError{Op: "copy", Path: src, Err: syscall.ENOENT}
 	case isDirPath(src) && !p.info.IsDir():
 		err = &fs.PathError{Op: "copy", Path: src, Err: syscall.ENOTDIR}
-	case isContents(src):
-		s.top = "."
 	}
 	if err != nil {
 		p.close()

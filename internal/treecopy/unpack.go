@@ -22,6 +22,9 @@ type UnpackOptions struct {
 	Archive bool
 	// Extract takes the names as they are: any archive, into a directory.
 	Extract bool
+	// Name is what the stream is asked to begin with (Name); another would be
+	// a file that nobody has asked for. Empty: any.
+	Name string
 	// Skipped is told of what is left out, and why. It may be nil.
 	Skipped func(name, why string)
 }
@@ -134,29 +137,42 @@ func (u *unpacker) place(v View, h *tar.Header, dst string) (err error) {
 	if u.top = path.Clean(h.Name); strings.Contains(u.top, "/") || u.top == ".." || (u.top == "." && !isDir) {
 		return fmt.Errorf("%w: it begins with %q", ErrStream, h.Name)
 	}
+	if u.o.Name != "" && u.top != u.o.Name {
+		return fmt.Errorf("%w: it begins with %q, not with %q", ErrStream, h.Name, u.o.Name)
+	}
 	p, err := find(v, dst, true)
 	if err != nil {
 		return err
 	}
+	at := dst
 	switch {
 	case p.info != nil && p.info.IsDir() && u.top != ".":
 		if p, err = into(p, u.top); err != nil {
 			return err
 		}
+		at = path.Join(dst, u.top)
 	case isDirPath(dst) && (p.info == nil && !isDir || p.info != nil && !p.info.IsDir()):
 		p.close()
 		return fmt.Errorf("%w: there is no directory %s", ErrPlace, dst)
 	}
 	defer p.close()
 	switch {
+	case p.info != nil && !replaceable(p.info.Mode()):
+		return fmt.Errorf("%w: %s must be a directory or a regular file", ErrPlace, at)
 	case p.info != nil && p.info.IsDir() != isDir:
-		return fmt.Errorf("%w: %s is %s, and %s is %s", ErrPlace, h.Name, kind(isDir), path.Join(dst, p.name), kind(!isDir))
+		return fmt.Errorf("%w: %s is %s, and %s is %s", ErrPlace, h.Name, kind(isDir), at, kind(!isDir))
 	case !isDir:
 		u.single = p.name
 		u.root, err = p.dir.OpenRoot(".")
 		return err
 	}
 	return u.openTop(p, h)
+}
+
+// replaceable reports whether a copy may take the place of what is there. A
+// device or a FIFO is named by somebody who means to write to it.
+func replaceable(m fs.FileMode) bool {
+	return m.IsDir() || m.IsRegular() || m&fs.ModeSymlink != 0
 }
 
 // into goes on to a name in a directory.
