@@ -148,6 +148,19 @@ func testExecSignals(t *testing.T, box string) {
 		t.Fatal(err)
 	}
 	gone(t, box, "sleep 4711")
+	// The second signal leaves a command that takes no notice, and hangs it up.
+	p = start(t, "exec", box, "sh", "-c", `trap "" INT TERM; echo ready; sleep 4713; true`)
+	p.waitOutput(t, "ready")
+	for range 2 {
+		if err := p.Process.Signal(syscall.SIGINT); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+	}
+	if code := p.wait(t); code != 130 || !strings.Contains(p.errs.String(), "hung up") {
+		t.Errorf("two signals: exit code %d, stderr %q; want 130", code, p.errs.String())
+	}
+	gone(t, box, "sleep 4713")
 }
 
 // gone waits until no process of the container has this command line.
