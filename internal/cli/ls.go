@@ -43,7 +43,7 @@ all), and of different keys all. A filter for a status that a VM ends with
 (exited, failed) implies -a, and so does exited.`,
 		Example: `  fcvm ls -a
   fcvm ls --filter status=running --filter label=app=web
-  fcvm ls --format '{{.Name}} {{.Status}}'
+  fcvm ls --format 'table {{.Name}}\t{{.Status}}'
   fcvm rm $(fcvm ls -aq)`,
 		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
