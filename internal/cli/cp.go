@@ -80,11 +80,11 @@ func completePaths(a *app) cobra.CompletionFunc {
 	}
 }
 
-// splitPath tells VM:PATH from a path of this host. One that begins with / or .
-// is always of this host.
+// splitPath tells VM:PATH from a path of this host. One that begins with . or
+// has a / before the colon is always of this host.
 func splitPath(arg string) (ref, path string) {
 	ref, path, ok := strings.Cut(arg, ":")
-	if !ok || ref == "" || arg[0] == '/' || arg[0] == '.' {
+	if !ok || ref == "" || arg[0] == '.' || strings.Contains(ref, "/") {
 		return "", arg
 	}
 	return ref, path

@@ -32,3 +32,23 @@ func TestCpWritesNoOtherNameThanItsSource(t *testing.T) {
 		t.Errorf("written: %v, %v", got, err)
 	}
 }
+
+func TestPathsOfCp(t *testing.T) {
+	for arg, want := range map[string][2]string{
+		"web:/etc":        {"web", "/etc"},
+		"web:etc/a:b":     {"web", "etc/a:b"},
+		"web:":            {"web", ""},
+		"file":            {"", "file"},
+		"/srv/a:b":        {"", "/srv/a:b"},
+		"./a:b":           {"", "./a:b"},
+		"..":              {"", ".."},
+		"backup/12:30:00": {"", "backup/12:30:00"},
+		"dir/web:/etc":    {"", "dir/web:/etc"},
+		":/etc":           {"", ":/etc"},
+		"-":               {"", "-"},
+	} {
+		if ref, path := splitPath(arg); ref != want[0] || path != want[1] {
+			t.Errorf("%s: VM %q, path %q; want %q", arg, ref, path, want)
+		}
+	}
+}
