@@ -23,6 +23,7 @@ type execOptions struct {
 	interactive bool
 	tty         bool
 	env         []string
+	envFiles    []string
 	workDir     string
 	user        string
 	detach      bool
@@ -62,6 +63,7 @@ at its network.`,
 	f.BoolVarP(&o.interactive, "interactive", "i", false, "pass stdin to the command")
 	f.BoolVarP(&o.tty, "tty", "t", false, "give the command a terminal")
 	f.StringArrayVarP(&o.env, "env", "e", nil, "set a variable: `KEY=VALUE`, or KEY to take it from here")
+	f.StringArrayVar(&o.envFiles, "env-file", nil, "set the variables in `FILE`, one KEY=VALUE per line")
 	f.StringVarP(&o.workDir, "workdir", "w", "", "working `DIR` of the command")
 	f.StringVarP(&o.user, "user", "u", "", "run it as `USER[:GROUP]`, names or numbers")
 	f.BoolVarP(&o.detach, "detach", "d", false, "leave it in the background, once it runs")
@@ -84,7 +86,7 @@ func runExec(ctx context.Context, a *app, o *execOptions) error {
 	if o.detach && o.interactive {
 		return fmt.Errorf("%w: a command in the background has no stdin: leave out -i or -d", vm.ErrInvalid)
 	}
-	env, err := environment(nil, o.env, a.sys.LookupEnv)
+	env, err := environment(o.envFiles, o.env, a.sys.LookupEnv)
 	if err != nil {
 		return err
 	}

@@ -78,6 +78,7 @@ func testExecSurroundings(t *testing.T, box string) {
 	fcvm(t, "exec", "-u", "4321", box, "sh", "-c", "id; echo $HOME").want(t, 0, "uid=4321 gid=0(root)\n/\n")
 	fcvm(t, "exec", "-e", "A=b c\nd", "-e", "TERM=vt52", "-w", "/var/tmp", box, "sh", "-c", `echo "$A $TERM $HOME"; pwd`).
 		want(t, 0, "b c\nd vt52 /root\n/var/tmp\n")
+	fcvmIn(t, strings.NewReader("FROM=file\nOVER=file\n"), "exec", "--env-file", "/dev/stdin", "-e", "OVER=flag", box, "sh", "-c", `echo "$FROM $OVER"`).want(t, 0, "file flag\n")
 	// The same processes, root and host name as the container's first process has.
 	fcvm(t, "exec", box, "sh", "-c", `read x </proc/1/cmdline; echo "$x" | head -c 2; [ / -ef /proc/1/root/ ] && hostname`).
 		want(t, 0, "sh"+box+"\n")
