@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/fcvm/fcvm/internal/agentapi"
+	"github.com/fcvm/fcvm/internal/image"
 	"github.com/fcvm/fcvm/internal/term"
 	"github.com/fcvm/fcvm/internal/treecopy"
 	"github.com/fcvm/fcvm/internal/vm"
@@ -31,7 +32,8 @@ func newCpCommand(a *app, run func(context.Context, *app, *cpOptions) error) *co
 the container begin at its root. What is copied goes into the destination if
 that is a directory, and else becomes the destination; DIR/. means what is in a
 directory, without the directory. With - a tar archive is written to stdout,
-or read from stdin and unpacked into a directory.
+or read from stdin, plain or compressed with gzip, bzip2, xz or zstd, and
+unpacked into a directory.
 
 Links are copied as links. Owners are not kept, without -a: a copy is yours on
 this host, and root's in the container.`,
@@ -156,7 +158,7 @@ func (a *app) copyIn(ctx context.Context, from, ref, to string, o *cpOptions) er
 		return err
 	}
 	defer client.Close()
-	stream := a.sys.Stdin
+	stream := image.Decompress(a.sys.Stdin)
 	if src != nil {
 		r, w := io.Pipe()
 		defer func() { _ = r.Close() }() // ends the packing, whoever stops first
