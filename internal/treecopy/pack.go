@@ -45,6 +45,8 @@ func Open(v View, src string, o PackOptions) (*Source, error) {
 		err = &fs.PathError{Op: "copy", Path: src, Err: syscall.ENOENT}
 	case isDirPath(src) && !p.info.IsDir():
 		err = &fs.PathError{Op: "copy", Path: src, Err: syscall.ENOTDIR}
+	case p.info.Mode()&fs.ModeSocket != 0:
+		err = fmt.Errorf("%s is a socket, of which there is nothing to copy", src)
 	}
 	if err != nil {
 		p.close()

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -407,6 +408,22 @@ func TestNothingReplacesADevice(t *testing.T) {
 	}
 	if fi, err := os.Lstat(fifo); err != nil || fi.Mode()&fs.ModeNamedPipe == 0 {
 		t.Errorf("it is gone: %v", err)
+	}
+}
+
+func TestSocketsAreNoSource(t *testing.T) {
+	dir := t.TempDir()
+	l, err := net.Listen("unix", dir+"/s") //nolint:noctx // it does not wait
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	if _, err := Open(Local{}, dir+"/s", PackOptions{}); err == nil || !strings.Contains(err.Error(), "s is a socket") {
+		t.Errorf("got %v", err)
+	}
+	dst := t.TempDir()
+	if err := copyTree(dir+"/.", dst, UnpackOptions{}); err != nil || list(t, dst) != "" {
+		t.Errorf("in a directory: %v, %s", err, list(t, dst))
 	}
 }
 
