@@ -246,6 +246,11 @@ func (o *cloneOptions) origin(ctx context.Context, st *store.Store) (*snapshot.S
 	if !e.Alive {
 		return nil, fmt.Errorf("clone %s: %w, and no snapshot was taken of it; before its end, use: fcvm snapshot create --stop %s", nameOf(e), notRunning(e), nameOf(e))
 	}
+	if e.Record.Spec.HugePages { // of the snapshot that is taken there is no memory server yet
+		name := nameOf(e)
+		return nil, fmt.Errorf("%w: clone %s: its memory is of huge pages, which clones have from a memory server only; use:\n"+
+			"  fcvm snapshot create --name warm %s\n  fcvm memory-server -d warm\n  fcvm clone --snapshot warm --memory server", vm.ErrInvalid, name, name)
+	}
 	var snap *snapshot.Snapshot
 	err = ask(st, e, "clone", func(c *control.Client) error {
 		done, err := c.Snapshot(ctx, control.SnapshotRequest{})

@@ -183,6 +183,9 @@ func TestCloneRefuses(t *testing.T) {
 	h.snapshot("unlinked", func(m *snapshot.Manifest) { m.Link = vm.Link{} })
 	h.snapshot("up", func(m *snapshot.Manifest) { m.Guest = snapshot.GuestUp })
 	h.end(h.create("gone", defaultSpec()), 0)
+	huge := defaultSpec()
+	huge.HugePages = true
+	h.create("huge", huge)
 	h.run = func(context.Context, supervisor.Deps, supervisor.Options) (supervisor.Result, error) {
 		t.Error("it was started")
 		return supervisor.Result{}, nil
@@ -193,6 +196,7 @@ func TestCloneRefuses(t *testing.T) {
 		"--snapshot nobody":                              `.*no such snapshot: "nobody".*`,
 		"nobody":                                         `.*no such VM.*`,
 		"gone":                                           `.*no snapshot was taken of it.*`,
+		"huge":                                           `(?s).*clone huge: its memory is of huge pages.*fcvm snapshot create --name warm huge\n.*memory-server -d.*--memory server.*`,
 		"--snapshot warm --cpu 4":                        `.*--cpu 4: a clone has the 2 virtual CPUs of its original.*`,
 		"--snapshot warm --mem 1g":                       `.*--mem 1024: a clone has the 512 MiB of its original.*`,
 		"--snapshot warm -t":                             `.*has no terminal.*`,
