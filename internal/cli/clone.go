@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 
@@ -158,10 +159,26 @@ func runClone(ctx context.Context, a *app, o *cloneOptions) error {
 	if _, err := o.spec(&snap.Manifest, a.sys.LookupEnv, o.count); err != nil { // the longest hostname
 		return err
 	}
+	a.noteServer(st, o, snap)
 	if o.count > 1 || o.detach {
 		return a.startClones(ctx, o, snap.Manifest.ID)
 	}
 	return a.runOneClone(ctx, o, snap.Manifest.ID, 1)
+}
+
+// noteServer says that a memory server runs from which the clones could have
+// their memory, to somebody who has not chosen.
+func (a *app) noteServer(st *store.Store, o *cloneOptions, snap *snapshot.Snapshot) {
+	if o.quiet || o.snapshot == "" || o.given("memory") || o.trackDirty || snap.Manifest.Needs.HugePages {
+		return
+	}
+	socket, err := st.Layout().MemorySocket(snap.Manifest.ID)
+	if err == nil {
+		_, err = os.Stat(socket)
+	}
+	if err == nil {
+		_, _ = fmt.Fprintf(a.sys.Stderr, "fcvm: the memory is that of the snapshot's file, though a memory server runs for %s: it is used with --memory server\n", snap.Manifest.Title())
+	}
 }
 
 // check refuses what cannot be meant, and fills in what -d changes.

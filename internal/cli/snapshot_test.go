@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/fcvm/fcvm/internal/paths"
 	"github.com/fcvm/fcvm/internal/snapshot"
 	"github.com/fcvm/fcvm/internal/supervisor"
 	"github.com/fcvm/fcvm/internal/vm"
@@ -174,6 +176,38 @@ func TestCloneMakesTheSpecOfTheOriginal(t *testing.T) {
 			return supervisor.Result{}, nil
 		}
 		h.ok(append([]string{"clone", "--snapshot", "warm", "--name", "x"}, strings.Fields(c.args)...)...)
+	}
+}
+
+// Somebody who has started a memory server wants it used.
+func TestCloneTellsOfAMemoryServer(t *testing.T) {
+	h := newHost(t)
+	l := paths.Layout{Data: h.data, Runtime: t.TempDir()}
+	h.env["FCVM_RUNTIME_DIR"] = l.Runtime
+	m := h.snapshot("warm", nil)
+	h.run = func(context.Context, supervisor.Deps, supervisor.Options) (supervisor.Result, error) {
+		return supervisor.Result{}, nil
+	}
+	if _, _, errs := h.fcvm("clone", "--snapshot", "warm"); errs != "" {
+		t.Errorf("without one: %q", errs)
+	}
+	socket, err := l.MemorySocket(m.ID)
+	if err == nil {
+		err = os.MkdirAll(l.MemorySockets(), 0o700)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	for flags, noted := range map[string]bool{"": true, "-q": false, "--memory file": false, "--memory server": false, "--memory auto": false, "--track-dirty": false} {
+		_, _, errs := h.fcvm(append([]string{"clone", "--snapshot", "warm"}, strings.Fields(flags)...)...)
+		if strings.Contains(errs, "--memory server") != noted {
+			t.Errorf("clone %s: %q", flags, errs)
+		}
 	}
 }
 
