@@ -68,7 +68,7 @@ func (o *runOptions) oneEnvFile(lookup func(string) (string, bool)) (*os.File, e
 	if err != nil {
 		return nil, fmt.Errorf("keep what --env-file sets: %w", err)
 	}
-	f := os.NewFile(uintptr(fd), "env") //nolint:gosec // a descriptor is not negative
+	f := os.NewFile(uintptr(fd), "env")
 	// A line feed first, and \r\n, so that what is read drops is not a variable's.
 	if _, err := io.WriteString(f, "\n"+strings.Join(append(vars, ""), "\r\n")); err != nil {
 		_ = f.Close()

@@ -14,7 +14,8 @@ func TestEventsOfOneVM(t *testing.T) {
 	h.running("db")
 	log := events.New(h.layout().Events())
 	for _, e := range []events.Event{
-		{Kind: events.Created, ID: "0123456789ab", Name: "gone"}, {Kind: events.Removed, ID: "0123456789ab", Name: "gone"},
+		{Kind: events.Created, ID: "0123456789ab", Name: "gone"},
+		{Kind: events.Removed, ID: "0123456789ab", Name: "gone"},
 		{Kind: events.Renamed, ID: web.ID, Name: "shop", Detail: "web"},
 	} {
 		if err := log.Append(e); err != nil {

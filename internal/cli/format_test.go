@@ -47,7 +47,7 @@ func TestFormat(t *testing.T) {
 			t.Errorf("%q was taken", format)
 		}
 	}
-	f, err := parseFormat("{{.Nmae}}")
+	f, err := parseFormat("{{.Nothing}}")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -127,7 +127,7 @@ const (
 // that follow it.
 func oldNumbers(tail []byte) (numbers []int64) {
 	at := len(tail) - tarBlock
-	for at >= 0 && !(tail[at+156] == tar.TypeGNUSparse && string(tail[at+257:at+265]) == oldMagic) {
+	for at >= 0 && (tail[at+156] != tar.TypeGNUSparse || string(tail[at+257:at+265]) != oldMagic) {
 		at -= tarBlock
 	}
 	if at < 0 {
@@ -148,7 +148,7 @@ func oldNumbers(tail []byte) (numbers []int64) {
 // oldNumber is octal, or binary if its first bit is set; -1: neither.
 func oldNumber(field []byte) int64 {
 	if field[0] == 0x80 && binary.BigEndian.Uint32(field) == 0x80<<24 {
-		return int64(binary.BigEndian.Uint64(field[4:])) //nolint:gosec // too large a one is negative, and refused
+		return int64(binary.BigEndian.Uint64(field[4:])) // too large a one is negative, and refused
 	}
 	n, err := strconv.ParseInt(strings.Trim(string(field), " \x00"), 8, 64)
 	if err != nil {

@@ -95,7 +95,9 @@ func mapped(t *testing.T, size int64, table string, data int) []byte {
 	t.Helper()
 	body := append(padded([]byte(table)), bytes.Repeat([]byte("x"), data)...)
 	records := paxRecords([][2]string{
-		{"GNU.sparse.major", "1"}, {"GNU.sparse.minor", "0"}, {"GNU.sparse.name", "d/f"},
+		{"GNU.sparse.major", "1"},
+		{"GNU.sparse.minor", "0"},
+		{"GNU.sparse.name", "d/f"},
 		{"GNU.sparse.realsize", strconv.FormatInt(size, 10)},
 	})
 	var b bytes.Buffer
