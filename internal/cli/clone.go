@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 
@@ -158,10 +159,26 @@ func runClone(ctx context.Context, a *app, o *cloneOptions) error {
 	if _, err := o.spec(&snap.Manifest, a.sys.LookupEnv, o.count); err != nil { // the longest hostname
 		return err
 	}
+	a.noteServer(st, o, snap)
 	if o.count > 1 || o.detach {
 		return a.startClones(ctx, o, snap.Manifest.ID)
 	}
 	return a.runOneClone(ctx, o, snap.Manifest.ID, 1)
+}
+
+// noteServer says that a memory server runs from which the clones could have
+// their memory, to somebody who has not chosen.
+func (a *app) noteServer(st *store.Store, o *cloneOptions, snap *snapshot.Snapshot) {
+	if o.quiet || o.snapshot == "" || o.given("memory") || o.trackDirty || snap.Manifest.Needs.HugePages {
+		return
+	}
+	socket, err := st.Layout().MemorySocket(snap.Manifest.ID)
+	if err == nil {
+		_, err = os.Stat(socket)
+	}
+	if err == nil {
+		_, _ = fmt.Fprintf(a.sys.Stderr, "fcvm: the memory is that of the snapshot's file, though a memory server runs for %s: it is used with --memory server\n", snap.Manifest.Title())
+	}
 }
 
 // check refuses what cannot be meant, and fills in what -d changes.
@@ -245,6 +262,11 @@ func (o *cloneOptions) origin(ctx context.Context, st *store.Store) (*snapshot.S
 	}
 	if !e.Alive {
 		return nil, fmt.Errorf("clone %s: %w, and no snapshot was taken of it; before its end, use: fcvm snapshot create --stop %s", nameOf(e), notRunning(e), nameOf(e))
+	}
+	if e.Record.Spec.HugePages { // of the snapshot that is taken there is no memory server yet
+		name := nameOf(e)
+		return nil, fmt.Errorf("%w: clone %s: its memory is of huge pages, which clones have from a memory server only; use:\n"+
+			"  fcvm snapshot create --name warm %s\n  fcvm memory-server -d warm\n  fcvm clone --snapshot warm --memory server", vm.ErrInvalid, name, name)
 	}
 	var snap *snapshot.Snapshot
 	err = ask(st, e, "clone", func(c *control.Client) error {

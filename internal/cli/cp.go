@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/fcvm/fcvm/internal/agentapi"
+	"github.com/fcvm/fcvm/internal/image"
 	"github.com/fcvm/fcvm/internal/term"
 	"github.com/fcvm/fcvm/internal/treecopy"
 	"github.com/fcvm/fcvm/internal/vm"
@@ -31,7 +32,8 @@ func newCpCommand(a *app, run func(context.Context, *app, *cpOptions) error) *co
 the container begin at its root. What is copied goes into the destination if
 that is a directory, and else becomes the destination; DIR/. means what is in a
 directory, without the directory. With - a tar archive is written to stdout,
-or read from stdin and unpacked into a directory.
+or read from stdin, plain or compressed with gzip, bzip2, xz or zstd, and
+unpacked into a directory.
 
 Links are copied as links. Owners are not kept, without -a: a copy is yours on
 this host, and root's in the container.`,
@@ -80,11 +82,11 @@ func completePaths(a *app) cobra.CompletionFunc {
 	}
 }
 
-// splitPath tells VM:PATH from a path of this host. One that begins with / or .
-// is always of this host.
+// splitPath tells VM:PATH from a path of this host. One that begins with . or
+// has a / before the colon is always of this host.
 func splitPath(arg string) (ref, path string) {
 	ref, path, ok := strings.Cut(arg, ":")
-	if !ok || ref == "" || arg[0] == '/' || arg[0] == '.' {
+	if !ok || ref == "" || arg[0] == '.' || strings.Contains(ref, "/") {
 		return "", arg
 	}
 	return ref, path
@@ -126,7 +128,13 @@ func (a *app) copyOut(ctx context.Context, ref, from, to string, o *cpOptions) e
 		}
 		return nil
 	}
-	err = treecopy.Unpack(treecopy.Local{}, stream, to, treecopy.UnpackOptions{Archive: o.archive, Skipped: a.skipped})
+	return a.unpack(stream, from, to, o)
+}
+
+// unpack puts what has come for from at to. The container chooses what is in
+// it, but not what it is called.
+func (a *app) unpack(stream io.Reader, from, to string, o *cpOptions) error {
+	err := treecopy.Unpack(treecopy.Local{}, stream, to, treecopy.UnpackOptions{Archive: o.archive, Name: treecopy.Name(from), Skipped: a.skipped})
 	if err != nil {
 		return fmt.Errorf("copy %s to %s: %w", o.from, to, err)
 	}
@@ -150,7 +158,7 @@ func (a *app) copyIn(ctx context.Context, from, ref, to string, o *cpOptions) er
 		return err
 	}
 	defer client.Close()
-	stream := a.sys.Stdin
+	stream := image.Decompress(a.sys.Stdin)
 	if src != nil {
 		r, w := io.Pipe()
 		defer func() { _ = r.Close() }() // ends the packing, whoever stops first

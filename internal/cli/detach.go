@@ -22,13 +22,18 @@ import (
 const (
 	detachedEnv = "FCVM_DETACHED"
 	detachedFD  = 3
-	maxIDLine   = 4096 // bytes
+	// detachedFileFD is the first of the files that it is given besides.
+	detachedFileFD = 4
+	maxIDLine      = 4096 // bytes
 )
 
 // runDetached runs this very command in the background, as what: the VM, or
 // another that serves. It prints what that has to say when it is ready, as an id.
-func (a *app) runDetached(ctx context.Context, what string) error {
-	id, err := startDetached(ctx, what, a.again())
+// files are open in it, from detachedFileFD on.
+func (a *app) runDetached(ctx context.Context, what string, files ...*os.File) error {
+	cmd := a.again()
+	cmd.ExtraFiles = files
+	id, err := startDetached(ctx, what, cmd)
 	if err == nil {
 		_, err = io.WriteString(a.sys.Stdout, id+"\n")
 	}
@@ -45,7 +50,7 @@ func startDetached(ctx context.Context, what string, cmd *exec.Cmd) (id string, 
 	}
 	defer func() { _ = r.Close() }()
 	cmd.Env = append(cmd.Env, fmt.Sprintf("%s=%d", detachedEnv, detachedFD))
-	cmd.Stderr, cmd.ExtraFiles = os.Stderr, []*os.File{w}
+	cmd.Stderr, cmd.ExtraFiles = os.Stderr, append([]*os.File{w}, cmd.ExtraFiles...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	// What the caller has open besides (a lock, a pipe that somebody reads to its
 	// end) is not to stay open for as long as the VM runs. Kernels before 5.11

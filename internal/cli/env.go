@@ -10,6 +10,8 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/fcvm/fcvm/internal/vm"
 )
 
@@ -21,13 +23,9 @@ const maxEnvFile = 8 << 20
 // over the earlier and -e over all files. A name without a value takes it
 // from fcvm's own environment, and is left out when it has none.
 func environment(files, vars []string, lookup func(string) (string, bool)) ([]string, error) {
-	var all []string
-	for _, path := range files {
-		lines, err := readEnvFile(path, lookup)
-		if err != nil {
-			return nil, fmt.Errorf("read --env-file %s: %w", path, err)
-		}
-		all = append(all, lines...)
+	all, err := readEnvFiles(files, lookup)
+	if err != nil {
+		return nil, err
 	}
 	for _, v := range vars {
 		name, _, given := strings.Cut(v, "=")
@@ -41,6 +39,43 @@ func environment(files, vars []string, lookup func(string) (string, bool)) ([]st
 		}
 	}
 	return lastOfEach(all), nil
+}
+
+func readEnvFiles(files []string, lookup func(string) (string, bool)) ([]string, error) {
+	var all []string
+	for _, path := range files {
+		lines, err := readEnvFile(path, lookup)
+		if err != nil {
+			return nil, fmt.Errorf("read --env-file %s: %w", path, err)
+		}
+		all = append(all, lines...)
+	}
+	return all, nil
+}
+
+// oneEnvFile makes one file of all --env-file, which this process can read again
+// and another one can inherit: what was given may be a pipe, or /dev/stdin, and
+// be read once and only here. nil: there is none.
+func (o *runOptions) oneEnvFile(lookup func(string) (string, bool)) (*os.File, error) {
+	if len(o.envFiles) == 0 {
+		return nil, nil
+	}
+	vars, err := readEnvFiles(o.envFiles, lookup)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.MemfdCreate("env", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("keep what --env-file sets: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "env")
+	// A line feed first, and \r\n, so that what is read drops is not a variable's.
+	if _, err := io.WriteString(f, "\n"+strings.Join(append(vars, ""), "\r\n")); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("keep what --env-file sets: %w", err)
+	}
+	o.envFiles = []string{fmt.Sprintf("/proc/self/fd/%d", fd)}
+	return f, nil
 }
 
 // lastOfEach keeps the last value of each variable, in the order in which

@@ -3,12 +3,15 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/fcvm/fcvm/internal/events"
 	"github.com/fcvm/fcvm/internal/store"
+	"github.com/fcvm/fcvm/internal/vm"
 )
 
 type eventsOptions struct {
@@ -33,7 +36,7 @@ started, ready, health, paused, resumed, renamed, stopped, removed.`,
 	}
 	cmd.Flags().StringVar(&o.since, "since", "", "begin with events since `TIME`, as 10m or 2006-01-02T15:04:05Z")
 	cmd.Flags().BoolVarP(&o.follow, "follow", "f", true, "go on until interrupted")
-	cmd.Flags().StringVar(&o.vm, "vm", "", "only those of one `VM`, by id or name")
+	cmd.Flags().StringVar(&o.vm, "vm", "", "only those of one `VM`, by id, the unique beginning of one, or name")
 	complete(cmd, "since", cobra.FixedCompletions([]string{"1m", "10m", "1h", "24h"}, cobra.ShellCompDirectiveNoFileComp))
 	complete(cmd, "vm", oneOfVMs(a))
 	return cmd
@@ -49,10 +52,14 @@ func runEvents(ctx context.Context, a *app, o *eventsOptions) error {
 	if err != nil {
 		return err
 	}
+	wanted, err := a.eventsOf(st, o.vm)
+	if err != nil {
+		return err
+	}
 	log := events.New(st.Layout().Events())
 	out := json.NewEncoder(a.sys.Stdout)
 	show := func(e events.Event) error {
-		if o.vm != "" && e.ID != o.vm && e.Name != o.vm {
+		if !wanted(e) {
 			return nil
 		}
 		return out.Encode(e)
@@ -65,6 +72,24 @@ func runEvents(ctx context.Context, a *app, o *eventsOptions) error {
 		return err
 	}
 	return context.Cause(ctx)
+}
+
+// eventsOf is the filter for the events of one VM; empty: of all. Of one that
+// is gone there may be events all the same, and one may yet come.
+func (a *app) eventsOf(st *store.Store, ref string) (func(events.Event) bool, error) {
+	if ref == "" {
+		return func(events.Event) bool { return true }, nil
+	}
+	e, err := st.Find(ref)
+	switch {
+	case errors.Is(err, vm.ErrNotFound):
+		_, _ = fmt.Fprintf(a.sys.Stderr, "fcvm: there is no VM %s now: only events with just that id or name are shown\n", printable(ref))
+		return func(e events.Event) bool { return e.ID == ref || e.Name == ref }, nil
+	case err != nil:
+		return nil, err
+	}
+	id := e.Record.ID
+	return func(e events.Event) bool { return e.ID == id }, nil
 }
 
 // eventsPause is how often somebody who follows events looks for VMs whose

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -22,6 +23,7 @@ type execOptions struct {
 	interactive bool
 	tty         bool
 	env         []string
+	envFiles    []string
 	workDir     string
 	user        string
 	detach      bool
@@ -38,7 +40,8 @@ func newExecCommand(a *app, run func(context.Context, *app, *execOptions) error)
 		Long: `Run a command in the container of a VM, beside what runs there: with its
 environment, its user, its limits and what it sees of the system, as far as
 flags do not say otherwise. The exit code is the command's; it gets the signals
-that fcvm gets, and a hang-up when fcvm ends before it does.
+that fcvm gets, and a hang-up when fcvm ends before it does: with the second
+SIGINT (Ctrl-C) or SIGTERM within ten seconds, if not sooner.
 
 With --guest the command runs in the VM around the container, as root of that
 VM: to look at the container from outside (podman ps), at its kernel (dmesg),
@@ -60,6 +63,7 @@ at its network.`,
 	f.BoolVarP(&o.interactive, "interactive", "i", false, "pass stdin to the command")
 	f.BoolVarP(&o.tty, "tty", "t", false, "give the command a terminal")
 	f.StringArrayVarP(&o.env, "env", "e", nil, "set a variable: `KEY=VALUE`, or KEY to take it from here")
+	f.StringArrayVar(&o.envFiles, "env-file", nil, "set the variables in `FILE`, one KEY=VALUE per line")
 	f.StringVarP(&o.workDir, "workdir", "w", "", "working `DIR` of the command")
 	f.StringVarP(&o.user, "user", "u", "", "run it as `USER[:GROUP]`, names or numbers")
 	f.BoolVarP(&o.detach, "detach", "d", false, "leave it in the background, once it runs")
@@ -82,7 +86,7 @@ func runExec(ctx context.Context, a *app, o *execOptions) error {
 	if o.detach && o.interactive {
 		return fmt.Errorf("%w: a command in the background has no stdin: leave out -i or -d", vm.ErrInvalid)
 	}
-	env, err := environment(nil, o.env, a.sys.LookupEnv)
+	env, err := environment(o.envFiles, o.env, a.sys.LookupEnv)
 	if err != nil {
 		return err
 	}
@@ -105,12 +109,17 @@ func runExec(ctx context.Context, a *app, o *execOptions) error {
 		return fmt.Errorf("VM %s: %w", o.vm, err)
 	}
 	c.started()
-	defer forwardSignals(stream)()
+	ctx, hangUp := context.WithCancelCause(ctx)
+	defer hangUp(nil)
+	defer (&commandSignals{send: stream.Signal, hangUp: hangUp}).forward()()
 	exit, err := stream.Run(ctx, agentclient.Stdio{
 		Stdin: c.stdio.In, Stdout: c.stdio.Out, Stderr: c.stdio.Err, Resize: c.stdio.Resize,
 	})
 	c.close()
+	var left *supervisor.Interrupted
 	switch {
+	case errors.As(err, &left):
+		return fmt.Errorf("VM %s: the command was hung up: %w", o.vm, left)
 	case err != nil:
 		return fmt.Errorf("VM %s: %w", o.vm, err)
 	case exit.Failed:
@@ -137,8 +146,20 @@ func (a *app) agentOf(ref string) (*agentclient.Client, error) {
 	return agentclient.New(supervisor.DialAgent(st, e.Record.ID)), nil
 }
 
-// forwardSignals gives the signals of this process to the command.
-func forwardSignals(s *agentclient.Stream) (stop func()) {
+// hangUpWindow is the time in which a second SIGINT or SIGTERM leaves the
+// command, as in fcvm run.
+const hangUpWindow = 10 * time.Second
+
+// commandSignals gives the signals of this process to the command. A second one
+// that asks for its end hangs it up: it may take no notice of the first.
+type commandSignals struct {
+	send   func(sig int) error
+	hangUp context.CancelCauseFunc
+	last   time.Time // when an end was last asked for
+}
+
+// forward passes signals on until stop.
+func (s *commandSignals) forward() (stop func()) {
 	ch, stopSignals := containerSignals()
 	done := make(chan struct{})
 	go func() {
@@ -146,7 +167,7 @@ func forwardSignals(s *agentclient.Stream) (stop func()) {
 			select {
 			case sig := <-ch:
 				if n, ok := sig.(syscall.Signal); ok {
-					_ = s.Signal(int(n)) // a command that has ended needs none
+					s.handle(n, time.Now())
 				}
 			case <-done:
 				return
@@ -157,4 +178,17 @@ func forwardSignals(s *agentclient.Stream) (stop func()) {
 		stopSignals()
 		close(done)
 	}
+}
+
+func (s *commandSignals) handle(sig syscall.Signal, now time.Time) {
+	if sig == syscall.SIGINT || sig == syscall.SIGTERM {
+		if !s.last.IsZero() && now.Sub(s.last) < hangUpWindow {
+			s.hangUp(&supervisor.Interrupted{Signal: sig})
+			return
+		}
+		s.last = now
+	}
+	// Not here: a guest that does not read must not hold up the second one. A
+	// command that has ended needs none.
+	go func() { _ = s.send(int(sig)) }()
 }

@@ -2,9 +2,11 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
+	"text/tabwriter"
 	"text/template"
 
 	"github.com/spf13/cobra"
@@ -15,40 +17,50 @@ import (
 // format is the value of --format: empty for people, "json", or a Go template
 // that is applied to each item.
 type format struct {
-	json bool
-	tmpl *template.Template // nil: none
+	json   bool
+	tmpl   *template.Template // nil: none
+	header string             // of a table; empty: none, and nothing is aligned
 }
 
 // addFormat registers --format. fields are what a template can name.
 func addFormat(cmd *cobra.Command, value *string, fields ...string) {
+	addFormatAs(cmd, value, "", fields...)
+}
+
+// addFormatAs is addFormat with a short flag, where that is free.
+func addFormatAs(cmd *cobra.Command, value *string, short string, fields ...string) {
 	usage := "print `json`, or each item by a Go template"
 	if len(fields) > 0 {
 		usage += " with the fields ." + strings.Join(fields, ", .")
 	}
-	cmd.Flags().StringVar(value, "format", "", usage)
+	cmd.Flags().StringVarP(value, "format", short, "", usage)
 	complete(cmd, "format", cobra.FixedCompletions([]string{"json"}, cobra.ShellCompDirectiveNoFileComp))
 }
 
+// parseFormat takes what Docker's --format does, and its functions: \t and \n
+// are the characters, and "table" before a template aligns its columns under the
+// names of its fields. What a map does not have is <no value>.
 func parseFormat(s string) (format, error) {
-	switch s {
-	case "", "table":
+	text, table := strings.CutPrefix(strings.TrimSpace(s), "table")
+	switch {
+	case s == "", table && strings.TrimSpace(text) == "":
 		return format{}, nil
-	case "json":
+	case s == "json":
 		return format{json: true}, nil
+	case table:
+		text = strings.TrimSpace(text)
+	default:
+		text = s
 	}
-	t, err := template.New("--format").Option("missingkey=error").Funcs(template.FuncMap{
-		"json": toJSON,
-		"join": func(words []string, sep string) string { return strings.Join(words, sep) },
-	}).Parse(s)
+	t, err := template.New("--format").Funcs(formatFuncs).Parse(unescape(text))
 	if err != nil {
 		return format{}, fmt.Errorf("%w: --format: %w", vm.ErrInvalid, err)
 	}
-	return format{tmpl: t}, nil
-}
-
-func toJSON(v any) (string, error) {
-	b, err := json.Marshal(v)
-	return string(b), err
+	f := format{tmpl: t}
+	if table {
+		f.header = headerOf(t.Root)
+	}
+	return f, nil
 }
 
 // plain reports whether the command is to print for people.
@@ -64,12 +76,26 @@ func writeJSON(w io.Writer, v any) error {
 
 // execute applies the template to one item; each makes a line.
 func (f format) execute(w io.Writer, item any) error {
+	return f.aligned(w, func(w io.Writer) error { return f.line(w, item) })
+}
+
+func (f format) line(w io.Writer, item any) error {
 	var b strings.Builder
 	if err := f.tmpl.Execute(&b, item); err != nil {
 		return fmt.Errorf("%w: --format: %w", vm.ErrInvalid, err)
 	}
 	_, err := io.WriteString(w, b.String()+"\n")
 	return err
+}
+
+// aligned puts the lines of a table into columns, under their header.
+func (f format) aligned(w io.Writer, lines func(io.Writer) error) error {
+	if f.header == "" {
+		return lines(w)
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
+	_, _ = io.WriteString(t, f.header+"\n")
+	return errors.Join(lines(t), t.Flush())
 }
 
 // writeLine writes a list of which many may follow one another: as JSON each is
@@ -97,10 +123,12 @@ func writeItems[T any](w io.Writer, f format, items []T) error {
 		}
 		return writeJSON(w, items)
 	}
-	for _, item := range items {
-		if err := f.execute(w, item); err != nil {
-			return err
+	return f.aligned(w, func(w io.Writer) error {
+		for _, item := range items {
+			if err := f.line(w, item); err != nil {
+				return err
+			}
 		}
-	}
-	return nil
+		return nil
+	})
 }

@@ -38,7 +38,7 @@ an id, the unique beginning of one, or a name.`,
 			return run(ctx, a, o)
 		}),
 	}
-	addFormat(cmd, &o.format)
+	addFormatAs(cmd, &o.format, "f")
 	return cmd
 }
 

@@ -94,8 +94,11 @@ type logRange struct {
 func (o *logsOptions) parse(now time.Time) (r logRange, err error) {
 	r.tail = allLines
 	if o.tail != "all" {
-		if r.tail, err = strconv.Atoi(o.tail); err != nil || r.tail < 0 {
+		if r.tail, err = strconv.Atoi(o.tail); err != nil {
 			return r, fmt.Errorf("%w: --tail %q: it is a number of lines, or all", vm.ErrInvalid, o.tail)
+		}
+		if r.tail < 0 { // as in Docker
+			r.tail = allLines
 		}
 	}
 	if r.since, err = parseTime("--since", o.since, now); err != nil {
@@ -150,16 +153,23 @@ func waitForMore(ctx context.Context) bool {
 	}
 }
 
-// parseTime reads a time, or how long ago; "" is the zero time. flag is for
-// messages.
+// timeLayouts are those of Docker's --since. Without a zone a time is local;
+// fractions of a second are read without being in a layout.
+var timeLayouts = []string{
+	time.RFC3339, "2006-01-02T15:04:05", "2006-01-02 15:04:05", "2006-01-02T15:04Z07:00", "2006-01-02T15:04", "2006-01-02 15:04",
+	"2006-01-02T15Z07:00", "2006-01-02T15", "2006-01-02Z07:00", time.DateOnly,
+}
+
+// parseTime reads a time, or how long ago, with or without a sign; "" is the
+// zero time. flag is for messages.
 func parseTime(flag, s string, now time.Time) (time.Time, error) {
 	if s == "" {
 		return time.Time{}, nil
 	}
 	if d, err := time.ParseDuration(s); err == nil {
-		return now.Add(-d), nil
+		return now.Add(-d.Abs()), nil
 	}
-	for _, layout := range []string{time.RFC3339, "2006-01-02T15:04:05", "2006-01-02 15:04:05", time.DateOnly} {
+	for _, layout := range timeLayouts {
 		if t, err := time.ParseInLocation(layout, s, time.Local); err == nil {
 			return t, nil
 		}

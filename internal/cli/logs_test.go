@@ -72,7 +72,7 @@ func TestLogsOfWhatIsWanted(t *testing.T) {
 		written{logs.Stderr, "e2\n"}, written{logs.Stdout, "3"})
 	for tail, want := range map[string][2]string{
 		"all": {"1\n22\n3", "e1\ne2e2\n"}, "0": {"", ""}, "1": {"3", ""}, "2": {"3", "e2e2\n"}, "3": {"3", "e1\ne2e2\n"},
-		"4": {"22\n3", "e1\ne2e2\n"}, "99": {"1\n22\n3", "e1\ne2e2\n"},
+		"4": {"22\n3", "e1\ne2e2\n"}, "99": {"1\n22\n3", "e1\ne2e2\n"}, "-1": {"1\n22\n3", "e1\ne2e2\n"},
 	} {
 		if code, out, errs := h.fcvm("logs", "--tail", tail, "job"); code != 0 || out != want[0] || errs != want[1] {
 			t.Errorf("--tail %s: code %d, stdout %q, stderr %q; want %q", tail, code, out, errs, want)
@@ -98,9 +98,41 @@ func TestLogsOfWhatIsWanted(t *testing.T) {
 	if out := h.ok("logs", "--since", between, "--tail", "1", "job"); out != "late\n" {
 		t.Errorf("--since and --tail: %q", out)
 	}
-	for _, args := range [][]string{{"--tail", "x"}, {"--tail", "-1"}, {"--since", "noon"}, {"--until", "2026-13-01"}, {"--console", "--since", "1m"}} {
+	for _, args := range [][]string{{"--tail", "x"}, {"--since", "noon"}, {"--since", "-1"}, {"--since", "2026-01-02T"}, {"--until", "2026-13-01"}, {"--console", "--since", "1m"}} {
 		if code, out, errs := h.fcvm(append(append([]string{"logs"}, args...), "job")...); code != exitFailed || out != "" || !strings.Contains(errs, strings.TrimLeft(args[0], "-")) {
 			t.Errorf("%q: code %d, stdout %q, stderr %q", args, code, out, errs)
+		}
+	}
+}
+
+func TestTimes(t *testing.T) {
+	now := time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
+	at := func(hour, minute, sec, nsec int, loc *time.Location) time.Time {
+		return time.Date(2024, 1, 2, hour, minute, sec, nsec, loc)
+	}
+	plus2 := time.FixedZone("", 2*3600)
+	for s, want := range map[string]time.Time{
+		"":                               {},
+		"10m":                            now.Add(-10 * time.Minute),
+		"-10m":                           now.Add(-10 * time.Minute),
+		"1700000000":                     time.Unix(1700000000, 0),
+		"1700000000.5":                   time.Unix(1700000000, 5e8),
+		"2024-01-02":                     at(0, 0, 0, 0, time.Local),
+		"2024-01-02T15":                  at(15, 0, 0, 0, time.Local),
+		"2024-01-02T15:04":               at(15, 4, 0, 0, time.Local),
+		"2024-01-02 15:04":               at(15, 4, 0, 0, time.Local),
+		"2024-01-02T15:04:05":            at(15, 4, 5, 0, time.Local),
+		"2024-01-02T15:04:05.000000006":  at(15, 4, 5, 6, time.Local),
+		"2024-01-02Z":                    at(0, 0, 0, 0, time.UTC),
+		"2024-01-02+02:00":               at(0, 0, 0, 0, plus2),
+		"2024-01-02T15Z":                 at(15, 0, 0, 0, time.UTC),
+		"2024-01-02T15:04+02:00":         at(15, 4, 0, 0, plus2),
+		"2024-01-02T15:04:05Z":           at(15, 4, 5, 0, time.UTC),
+		"2024-01-02T15:04:05.006+02:00":  at(15, 4, 5, 6e6, plus2),
+		"2024-01-02T15:04:05.000000006Z": at(15, 4, 5, 6, time.UTC),
+	} {
+		if got, err := parseTime("--since", s, now); err != nil || !got.Equal(want) {
+			t.Errorf("%q: %v, %v, want %v", s, got, err, want)
 		}
 	}
 }

@@ -43,7 +43,7 @@ all), and of different keys all. A filter for a status that a VM ends with
 (exited, failed) implies -a, and so does exited.`,
 		Example: `  fcvm ls -a
   fcvm ls --filter status=running --filter label=app=web
-  fcvm ls --format '{{.Name}} {{.Status}}'
+  fcvm ls --format 'table {{.Name}}\t{{.Status}}'
   fcvm rm $(fcvm ls -aq)`,
 		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
@@ -88,13 +88,16 @@ const statusBroken vm.Status = "broken"
 func newVMItem(e store.Entry, now time.Time) vmItem {
 	r := e.Record
 	if e.Err != nil {
-		return vmItem{ID: r.ID, Status: statusBroken, Reason: e.Err.Error()}
+		return vmItem{ID: r.ID, Status: statusBroken, Reason: e.Err.Error(), Command: []string{}, Ports: []string{}, Labels: map[string]string{}}
 	}
 	i := vmItem{
-		ID: r.ID, Name: r.Name, Image: r.Spec.Image, Command: r.Resolved.Command, Status: r.Status, ExitCode: r.ExitCode,
+		ID: r.ID, Name: r.Name, Image: r.Spec.Image, Command: append([]string{}, r.Resolved.Command...), Status: r.Status, ExitCode: r.ExitCode,
 		Ready: r.Ready, Health: r.Health, Restarts: r.Restarts,
-		Created: r.Created, Age: age(r.Created, now), Ports: r.Resolved.Ports, Labels: r.Spec.Labels, Driver: r.Resolved.Driver,
+		Created: r.Created, Age: age(r.Created, now), Ports: append([]string{}, r.Resolved.Ports...), Labels: r.Spec.Labels, Driver: r.Resolved.Driver,
 		Network: r.Resolved.Network, CPUs: r.Spec.CPUs, MemoryMiB: r.Spec.MemoryMiB, Reason: r.Reason,
+	}
+	if i.Labels == nil {
+		i.Labels = map[string]string{} // {}, not null
 	}
 	if e.Alive {
 		i.PID = r.Supervisor.PID

@@ -23,12 +23,14 @@ func newRmCommand(a *app, run func(context.Context, *app, *rmOptions) error) *co
 	cmd := newVMsCommand(a, &cobra.Command{
 		Use:   "rm VM...",
 		Short: "Remove VMs that have ended",
-		Long: `Remove VMs that have ended and were kept (-d, --restart, --rm=false), with their records,
-logs and disks. VM is an id, the unique beginning of one, or a name.`,
+		Long: `Remove VMs that have ended and were kept (-d, --restart, --rm=false), with their
+records, logs and disks, on which their anonymous volumes are. VM is an id, the
+unique beginning of one, or a name.`,
 		Example: `  fcvm rm box
   fcvm rm -f $(fcvm ls -aq)`,
 	}, &o.vmsOptions, func(e store.Entry) bool { return o.force || endedVM(e) }, func(ctx context.Context) error { return run(ctx, a, o) })
 	cmd.Flags().BoolVarP(&o.force, "force", "f", false, "kill those that run; one that is not there is no error")
+	cmd.Flags().BoolP("volumes", "v", false, "remove anonymous volumes, too; they go with their VM in any case")
 	return cmd
 }
 

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/fcvm/fcvm/internal/image"
 	"github.com/fcvm/fcvm/internal/logs"
@@ -193,12 +195,16 @@ func (o *runOptions) register(cmd *cobra.Command) {
 }
 
 func runRun(ctx context.Context, a *app, o *runOptions) error {
+	if o.detach && !a.sys.isDetached() {
+		return a.runInBackground(ctx, o)
+	}
+	if o.detach && len(o.envFiles) > 0 {
+		unix.CloseOnExec(detachedFileFD)
+		o.envFiles = []string{fmt.Sprintf("/proc/self/fd/%d", detachedFileFD)}
+	}
 	spec, err := o.spec(a.sys.LookupEnv)
 	if err != nil {
 		return err
-	}
-	if o.detach && !a.sys.isDetached() {
-		return a.runDetached(ctx, "the VM")
 	}
 	c, err := openConsole(a.sys, consoleOptions{interactive: o.interactive && !o.detach, tty: o.tty && !o.detach, quiet: o.quiet, verbose: o.verbose})
 	if err != nil {
@@ -230,6 +236,24 @@ func runRun(ctx context.Context, a *app, o *runOptions) error {
 		opts.Stdio.In = supervisor.OpenInput{}
 	}
 	return a.runSupervisor(ctx, d, opts, c, o.detach, o.timings)
+}
+
+// runInBackground refuses here what cannot be meant, and has the rest done by
+// another process.
+func (a *app) runInBackground(ctx context.Context, o *runOptions) error {
+	env, err := o.oneEnvFile(a.sys.LookupEnv)
+	if err != nil {
+		return err
+	}
+	var files []*os.File
+	if env != nil {
+		defer func() { _ = env.Close() }()
+		files = append(files, env)
+	}
+	if _, err := o.spec(a.sys.LookupEnv); err != nil {
+		return err
+	}
+	return a.runDetached(ctx, "the VM", files...)
 }
 
 // runSupervisor runs a VM to its end, and says at its end what there is to say.

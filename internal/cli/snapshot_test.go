@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/fcvm/fcvm/internal/paths"
 	"github.com/fcvm/fcvm/internal/snapshot"
 	"github.com/fcvm/fcvm/internal/supervisor"
 	"github.com/fcvm/fcvm/internal/vm"
@@ -184,12 +186,47 @@ func TestCloneMakesTheSpecOfTheOriginal(t *testing.T) {
 	}
 }
 
+// Somebody who has started a memory server wants it used.
+func TestCloneTellsOfAMemoryServer(t *testing.T) {
+	h := newHost(t)
+	l := paths.Layout{Data: h.data, Runtime: t.TempDir()}
+	h.env["FCVM_RUNTIME_DIR"] = l.Runtime
+	m := h.snapshot("warm", nil)
+	h.run = func(context.Context, supervisor.Deps, supervisor.Options) (supervisor.Result, error) {
+		return supervisor.Result{}, nil
+	}
+	if _, _, errs := h.fcvm("clone", "--snapshot", "warm"); errs != "" {
+		t.Errorf("without one: %q", errs)
+	}
+	socket, err := l.MemorySocket(m.ID)
+	if err == nil {
+		err = os.MkdirAll(l.MemorySockets(), 0o700)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	for flags, noted := range map[string]bool{"": true, "-q": false, "--memory file": false, "--memory server": false, "--memory auto": false, "--track-dirty": false} {
+		_, _, errs := h.fcvm(append([]string{"clone", "--snapshot", "warm"}, strings.Fields(flags)...)...)
+		if strings.Contains(errs, "--memory server") != noted {
+			t.Errorf("clone %s: %q", flags, errs)
+		}
+	}
+}
+
 func TestCloneRefuses(t *testing.T) {
 	h := newHost(t)
 	h.snapshot("warm", nil)
 	h.snapshot("unlinked", func(m *snapshot.Manifest) { m.Link = vm.Link{} })
 	h.snapshot("up", func(m *snapshot.Manifest) { m.Guest = snapshot.GuestUp })
 	h.end(h.create("gone", defaultSpec()), 0)
+	huge := defaultSpec()
+	huge.HugePages = true
+	h.create("huge", huge)
 	h.run = func(context.Context, supervisor.Deps, supervisor.Options) (supervisor.Result, error) {
 		t.Error("it was started")
 		return supervisor.Result{}, nil
@@ -200,6 +237,7 @@ func TestCloneRefuses(t *testing.T) {
 		"--snapshot nobody":                              `.*no such snapshot: "nobody".*`,
 		"nobody":                                         `.*no such VM.*`,
 		"gone":                                           `.*no snapshot was taken of it.*`,
+		"huge":                                           `(?s).*clone huge: its memory is of huge pages.*fcvm snapshot create --name warm huge\n.*memory-server -d.*--memory server.*`,
 		"--snapshot warm --cpu 4":                        `.*--cpu 4: a clone has the 2 virtual CPUs of its original.*`,
 		"--snapshot warm --mem 1g":                       `.*--mem 1024: a clone has the 512 MiB of its original.*`,
 		"--snapshot warm -t":                             `.*has no terminal.*`,

@@ -151,7 +151,7 @@ in nanoseconds).`,
 		Example: `  fcvm snapshot inspect warm
   fcvm snapshot inspect --format '{{.Needs.Driver}} {{.Needs.VMMVersion}}' warm`,
 	}, &o.snapshotsOptions, func(ctx context.Context) error { return run(ctx, a, o) })
-	addFormat(cmd, &o.format)
+	addFormatAs(cmd, &o.format, "f")
 	return cmd
 }
 

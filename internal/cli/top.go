@@ -25,7 +25,8 @@ const (
 )
 
 type topOptions struct {
-	vm       string // empty: all VMs
+	vm       string   // whose processes are shown; empty: what VMs use
+	named    []string // only those; none: all
 	noStream bool
 	guest    bool
 	sort     string
@@ -38,11 +39,10 @@ func newTopCommand(a *app, run func(context.Context, *app, *topOptions) error) *
 	o := new(topOptions)
 	cmd := &cobra.Command{
 		Use:     "top [flags] [VM]",
-		Aliases: []string{"stats"},
 		Short:   "Watch what VMs use, or what runs in one",
 		GroupID: groupVMs,
 		Long: `Show what each running VM uses, again and again. With a VM: the processes of its
-container (--guest: of the guest around it).
+container (--guest: of the guest around it). What one VM uses shows fcvm stats VM.
 
 CPU and MEMORY are what the host pays for all of a VM's processes; memory is the
 proportional set size, in which a page that VMs share counts for each by its
@@ -63,16 +63,21 @@ terminal, and with --format, one table or one line of JSON follows the other.`,
 			return run(ctx, a, o)
 		}),
 	}
+	o.register(cmd)
+	cmd.Flags().BoolVar(&o.guest, "guest", false, "with a VM: show the processes of the guest, not only the container's")
+	return cmd
+}
+
+// register declares the flags of top and of stats.
+func (o *topOptions) register(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.BoolVar(&o.noStream, "no-stream", false, "show it once")
-	f.BoolVar(&o.guest, "guest", false, "with a VM: show the processes of the guest, not only the container's")
 	f.StringVarP(&o.sort, "sort", "s", "cpu", "order by `KEY`: "+orList(topKeys()))
 	f.BoolVarP(&o.reverse, "reverse", "r", false, "turn the order around")
 	f.DurationVar(&o.interval, "interval", topInterval, "`TIME` between two looks")
 	addFormat(cmd, &o.format)
 	complete(cmd, "sort", cobra.FixedCompletions(topKeys(), cobra.ShellCompDirectiveNoFileComp))
 	complete(cmd, "interval", cobra.FixedCompletions([]string{"1s", "2s", "5s", "10s"}, cobra.ShellCompDirectiveNoFileComp))
-	return cmd
 }
 
 // topKeys are all words of --sort.
@@ -126,14 +131,20 @@ func runTop(ctx context.Context, a *app, o *topOptions) error {
 	if err != nil {
 		return err
 	}
-	var src topSource
-	if o.vm == "" {
-		src = &topVMs{store: st}
-	} else {
-		src = &topProcesses{store: st, ref: o.vm, guest: o.guest}
+	s := &topScreen{app: a, order: order, reverse: o.reverse, interval: o.interval, format: f}
+	if o.vm != "" {
+		s.source = &topProcesses{store: st, ref: o.vm, guest: o.guest}
+		return s.run(ctx, o.noStream)
 	}
-	s := &topScreen{app: a, source: src, order: order, reverse: o.reverse, interval: o.interval, format: f}
-	return s.run(ctx, o.noStream)
+	vms := &topVMs{store: st}
+	if err := vms.limit(o.named); err != nil {
+		return err
+	}
+	s.source = vms
+	if err := s.run(ctx, o.noStream); !errors.Is(err, errAllEnded) {
+		return err
+	}
+	return nil
 }
 
 // topScreen shows a source again and again.

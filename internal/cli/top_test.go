@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/fcvm/fcvm/internal/agentapi"
 )
@@ -36,10 +37,30 @@ func TestTopShowsAVMWhoseGuestIsSilent(t *testing.T) {
 		{"top a b", "more than one VM"},
 		{"top nope", "no such VM"},
 		{"top ended", "not running"},
+		{"stats box nope", "no such VM"},
+		{"stats box ended", "not running"},
+		{"stats --guest box", "guest"},
 	} {
 		if code, out, errs := h.fcvm(strings.Fields(c.args)...); code != exitFailed || out != "" || !strings.Contains(errs, c.want) {
 			t.Errorf("%s: code %d, stdout %q, stderr %q", c.args, code, out, errs)
 		}
+	}
+}
+
+func TestStatsOfSomeVMs(t *testing.T) {
+	h := newHost(t)
+	h.create("one", defaultSpec())
+	two := h.create("two", defaultSpec())
+	h.create("three", defaultSpec())
+	if out := h.ok("stats", "--no-stream", "--sort", "name", "--format", "{{.Name}}", "two", "one", two.Record().ID[:8]); out != "one\ntwo\n" {
+		t.Errorf("of two: %q", out)
+	}
+	if out := h.ok("stats", "--no-stream", "--sort", "name", "--format", "{{.Name}}"); out != "one\nthree\ntwo\n" {
+		t.Errorf("of all: %q", out)
+	}
+	time.AfterFunc(time.Second, func() { _ = two.Close() })
+	if out := h.ok("stats", "--interval", "100ms", "--format", "{{.Name}}", "two"); !strings.HasPrefix(out, "two\n") {
+		t.Errorf("until its end: %q", out)
 	}
 }
 

@@ -53,10 +53,32 @@ type topGuest struct {
 	MemoryUsed int64 `json:"memory_used"` // bytes
 }
 
-// topVMs watches all VMs that run.
+// topVMs watches all VMs that run, or some.
 type topVMs struct {
 	store *store.Store
+	only  map[string]bool // ids; nil: all
 	vms   []topVM
+}
+
+// errAllEnded: there is nothing more to see of those that were asked for.
+var errAllEnded = errors.New("all of them have ended")
+
+// limit has only those watched that are named, which must run.
+func (t *topVMs) limit(refs []string) error {
+	for _, ref := range refs {
+		e, err := t.store.Find(ref)
+		if err = errors.Join(err, e.Err); err != nil {
+			return err
+		}
+		if !e.Alive {
+			return notRunning(e)
+		}
+		if t.only == nil {
+			t.only = map[string]bool{}
+		}
+		t.only[e.Record.ID] = true
+	}
+	return nil
 }
 
 func (t *topVMs) look(ctx context.Context) error {
@@ -76,7 +98,7 @@ func (t *topVMs) look(ctx context.Context) error {
 	t.vms = nil
 	for _, e := range entries {
 		r := e.Record
-		if e.Err != nil || !e.Alive {
+		if e.Err != nil || !e.Alive || t.only != nil && !t.only[r.ID] {
 			continue
 		}
 		u, err := host.Of(r.Supervisor.PID, r.Supervisor.Start)
@@ -94,6 +116,9 @@ func (t *topVMs) look(ctx context.Context) error {
 			v.CPUPercent = u.CPUPercent(b)
 		}
 		t.vms = append(t.vms, v)
+	}
+	if t.only != nil && len(t.vms) == 0 {
+		return errAllEnded
 	}
 	t.askGuests(ctx)
 	return ctx.Err()

@@ -36,12 +36,16 @@ func TestLsListsWhatRunsAndAllWhenAsked(t *testing.T) {
 		t.Errorf("ls -q: %q, want %q", got, want)
 	}
 	got := h.ok("ls", "-a", "--format", `{{.Name}}={{.Status}} {{index .Labels "k"}} {{json .Ports}}`)
-	if want := "live=created v null\ngone=exited v null\n"; got != want {
+	if want := "live=created v []\ngone=exited v []\n"; got != want {
 		t.Errorf("ls by template: %q, want %q", got, want)
 	}
 	var items []vmItem
 	if err := json.Unmarshal([]byte(h.ok("ls", "-a", "--format", "json")), &items); err != nil {
 		t.Fatal(err)
+	}
+	h.create("plain", defaultSpec())
+	if out := h.ok("ls", "--format", "json", "--filter", "name=plain"); strings.Contains(out, "null") || !strings.Contains(out, `"labels": {}`) {
+		t.Errorf("what there is none of, as JSON: %s", out)
 	}
 	if len(items) != 2 || items[0].PID != os.Getpid() || items[1].PID != 0 || *items[1].ExitCode != 7 {
 		t.Errorf("ls as JSON: %+v", items)
@@ -257,5 +261,22 @@ func TestABrokenRecordIsListedWithItsError(t *testing.T) {
 		if out := h.ok("ls"); !strings.Contains(out, want) {
 			t.Errorf("%q is listed as\n%s, without %q", text, out, want)
 		}
+	}
+}
+
+// Flags that Docker has, too.
+func TestShortFlagsAndEnvFiles(t *testing.T) {
+	h := newHost(t)
+	h.running("live")
+	h.end(h.create("gone", defaultSpec()), 0)
+	if out := h.ok("inspect", "-f", "{{.Name}}", "live"); out != "live\n" {
+		t.Errorf("inspect -f: %q", out)
+	}
+	if out := h.ok("rm", "-v", "gone"); out != "gone\n" {
+		t.Errorf("rm -v: %q", out)
+	}
+	code, _, errs := h.fcvm("exec", "--env-file", writeEnvFile(t, "A B=1\n"), "live", "true")
+	if code != exitFailed || !strings.Contains(errs, `line 1: variable "A B"`) {
+		t.Errorf("exec --env-file: code %d, %s", code, errs)
 	}
 }

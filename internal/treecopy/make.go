@@ -50,7 +50,7 @@ func (u *unpacker) file(dir *os.Root, name string, h *tar.Header) error {
 	if err != nil {
 		return err
 	}
-	if err = writeSparse(f, u.tar, h.Size); err == nil {
+	if err = u.fill(f, h); err == nil {
 		err = u.finish(f, h)
 	}
 	if err = errors.Join(err, f.Close()); err != nil {

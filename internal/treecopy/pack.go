@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -40,14 +39,14 @@ func Open(v View, src string, o PackOptions) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Source{place: p, top: filepath.Base(src), o: o}
+	s := &Source{place: p, top: Name(src), o: o}
 	switch {
 	case p.info == nil:
 		err = &fs.PathError{Op: "copy", Path: src, Err: syscall.ENOENT}
 	case isDirPath(src) && !p.info.IsDir():
 		err = &fs.PathError{Op: "copy", Path: src, Err: syscall.ENOTDIR}
-	case isContents(src):
-		s.top = "."
+	case p.info.Mode()&fs.ModeSocket != 0:
+		err = fmt.Errorf("%s is a socket, of which there is nothing to copy", src)
 	}
 	if err != nil {
 		p.close()

@@ -154,16 +154,34 @@ func ustarHeader(name string, typ byte, mode, size int64, mtime time.Time) []byt
 	return b
 }
 
-// writeSparse writes to an empty file and leaves blocks of zeros out.
-func writeSparse(f *os.File, r io.Reader, size int64) error {
-	if err := f.Truncate(size); err != nil {
+// fill writes a file of the stream to an empty one. Its holes are left out, and
+// blocks of zeros.
+func (u *unpacker) fill(f *os.File, h *tar.Header) error {
+	extents, sparse, err := u.in.extents(h)
+	if err == nil {
+		err = f.Truncate(h.Size)
+	}
+	if err != nil {
 		return err
 	}
-	var off int64
+	if !sparse {
+		return writeAt(f, 0, u.tar, h.Size)
+	}
+	for _, e := range extents {
+		if err := writeAt(f, e.off, u.in.data(e.len), e.len); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeAt writes size bytes to a hole and leaves blocks of zeros out.
+func writeAt(f *os.File, off int64, r io.Reader, size int64) error {
+	end := off + size
 	zeros := make([]byte, holeBlock)
-	buf := make([]byte, 64*holeBlock)
-	for {
-		n, err := io.ReadFull(r, buf)
+	buf := make([]byte, min(size, 64*holeBlock))
+	for off < end {
+		n, err := io.ReadFull(r, buf[:min(int64(len(buf)), end-off)])
 		for done := 0; done < n; {
 			run := 0
 			for done+run < n {
@@ -182,16 +200,13 @@ func writeSparse(f *os.File, r io.Reader, size int64) error {
 			}
 			done += run
 		}
-		off += int64(n)
-		if errors.Is(err, io.EOF) || (errors.Is(err, io.ErrUnexpectedEOF) && off == size) {
-			break
+		if errors.Is(err, io.EOF) {
+			return io.ErrUnexpectedEOF
 		}
 		if err != nil {
 			return err
 		}
-	}
-	if off != size {
-		return io.ErrUnexpectedEOF
+		off += int64(n)
 	}
 	return nil
 }

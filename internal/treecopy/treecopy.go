@@ -69,6 +69,15 @@ func isContents(path string) bool {
 	return path == "" || strings.HasSuffix(path, "/.") || last == "." || last == ".." || last == "/"
 }
 
+// Name is what a stream of a path begins with; "." for the contents of a
+// directory.
+func Name(path string) string {
+	if isContents(path) {
+		return "."
+	}
+	return filepath.Base(path)
+}
+
 // find looks at a path. The directory that it is in must be there. A link at
 // its end is followed if follow is set; one that leads nowhere is then the
 // place that it leads to.

@@ -79,6 +79,7 @@ func copyTree(src, dst string, o UnpackOptions) error {
 	if err := s.Pack(&b); err != nil {
 		return err
 	}
+	o.Name = Name(src)
 	return Unpack(Local{}, &b, dst, o)
 }
 

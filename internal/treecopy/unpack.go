@@ -25,6 +25,9 @@ type UnpackOptions struct {
 	Xattrs bool
 	// Extract takes the names as they are: any archive, into a directory.
 	Extract bool
+	// Name is what the stream is asked to begin with (Name); another would be
+	// a file that nobody has asked for. Empty: any.
+	Name string
 	// Skipped is told of what is left out, and why. It may be nil.
 	Skipped func(name, why string)
 }
@@ -32,7 +35,7 @@ type UnpackOptions struct {
 // Unpack puts what the stream r has at dst: under its own name if dst is a
 // directory, else as dst itself. A stream that ends early leaves what has come.
 func Unpack(v View, r io.Reader, dst string, o UnpackOptions) error {
-	in := &counter{r: r}
+	in := &source{r: r}
 	u := &unpacker{in: in, tar: tar.NewReader(in), o: o}
 	defer u.close()
 	h, err := u.next()
@@ -65,20 +68,8 @@ func notEOF(err error) error {
 	return err
 }
 
-// counter counts what was read.
-type counter struct {
-	r io.Reader
-	n int64
-}
-
-func (c *counter) Read(p []byte) (int, error) {
-	n, err := c.r.Read(p)
-	c.n += int64(n)
-	return n, err
-}
-
 type unpacker struct {
-	in  *counter
+	in  *source
 	tar *tar.Reader
 	o   UnpackOptions
 
@@ -109,8 +100,12 @@ func (u *unpacker) close() {
 // next returns the next header that means an entry.
 func (u *unpacker) next() (*tar.Header, error) {
 	for {
+		u.in.keep, u.in.tail = true, u.in.tail[:0]
 		h, err := u.tar.Next()
+		u.in.keep = false
 		switch {
+		case u.in.past > 0:
+			return nil, fmt.Errorf("%w: a map of holes that goes on behind its file", ErrStream)
 		case errors.Is(err, io.EOF) && u.in.n%tarBlock == 0:
 			return nil, io.EOF
 		case errors.Is(err, io.EOF): // archive/tar does not mind
@@ -145,29 +140,42 @@ func (u *unpacker) place(v View, h *tar.Header, dst string) (err error) {
 	if u.top = path.Clean(h.Name); strings.Contains(u.top, "/") || u.top == ".." || (u.top == "." && !isDir) {
 		return fmt.Errorf("%w: it begins with %q", ErrStream, h.Name)
 	}
+	if u.o.Name != "" && u.top != u.o.Name {
+		return fmt.Errorf("%w: it begins with %q, not with %q", ErrStream, h.Name, u.o.Name)
+	}
 	p, err := find(v, dst, true)
 	if err != nil {
 		return err
 	}
+	at := dst
 	switch {
 	case p.info != nil && p.info.IsDir() && u.top != ".":
 		if p, err = into(p, u.top); err != nil {
 			return err
 		}
+		at = path.Join(dst, u.top)
 	case isDirPath(dst) && (p.info == nil && !isDir || p.info != nil && !p.info.IsDir()):
 		p.close()
 		return fmt.Errorf("%w: there is no directory %s", ErrPlace, dst)
 	}
 	defer p.close()
 	switch {
+	case p.info != nil && !replaceable(p.info.Mode()):
+		return fmt.Errorf("%w: %s must be a directory or a regular file", ErrPlace, at)
 	case p.info != nil && p.info.IsDir() != isDir:
-		return fmt.Errorf("%w: %s is %s, and %s is %s", ErrPlace, h.Name, kind(isDir), path.Join(dst, p.name), kind(!isDir))
+		return fmt.Errorf("%w: %s is %s, and %s is %s", ErrPlace, h.Name, kind(isDir), at, kind(!isDir))
 	case !isDir:
 		u.single = p.name
 		u.root, err = p.dir.OpenRoot(".")
 		return err
 	}
 	return u.openTop(p, h)
+}
+
+// replaceable reports whether a copy may take the place of what is there. A
+// device or a FIFO is named by somebody who means to write to it.
+func replaceable(m fs.FileMode) bool {
+	return m.IsDir() || m.IsRegular() || m&fs.ModeSymlink != 0
 }
 
 // into goes on to a name in a directory.

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"compress/gzip"
 	"crypto/rand"
 	"fmt"
 	"io/fs"
@@ -94,6 +95,16 @@ func testCopyArchives(t *testing.T, box string) {
 	}
 	fcvmIn(t, strings.NewReader(out.stdout), "cp", "-", box+":/tmp/x").want(t, 0, "")
 	fcvm(t, "exec", box, "cat", "/tmp/x/a/b/c").want(t, 0, "hello\n")
+	var packed bytes.Buffer
+	z := gzip.NewWriter(&packed)
+	if _, err := z.Write([]byte(out.stdout)); err != nil {
+		t.Fatal(err)
+	}
+	_ = z.Close()
+	fcvm(t, "exec", box, "rm", "-r", "/tmp/x/a").want(t, 0, "")
+	fcvmIn(t, bytes.NewReader(packed.Bytes()), "cp", "-", box+":/tmp/x").want(t, 0, "")
+	fcvm(t, "exec", box, "cat", "/tmp/x/a/b/c").want(t, 0, "hello\n")
+	fcvmIn(t, bytes.NewReader(packed.Bytes()[:packed.Len()/2]), "cp", "-", box+":/tmp/x").wantError(t, 125, "unexpected EOF")
 	r := fcvm(t, "cp", box+":/tmp/x/a", "-")
 	if r.code != 0 {
 		t.Fatal(r.stderr)
@@ -135,6 +146,7 @@ func testCopyWrong(t *testing.T, box string) {
 	dir := t.TempDir()
 	fcvm(t, "cp", box+":/none", dir).wantError(t, 125, "/none", "no such file")
 	fcvm(t, "cp", dir+"/none", box+":/tmp").wantError(t, 125, "none", "no such file")
+	fcvm(t, "cp", "/etc/hostname", box+":/dev/null").wantError(t, 125, "/dev/null must be a directory or a regular file")
 	fcvm(t, "cp", dir, box+":/etc/passwd").wantError(t, 125, "is a directory")
 	fcvm(t, "cp", "/etc/hostname", box+":/none/x").wantError(t, 125, "no such file")
 	fcvm(t, "cp", dir, dir).wantError(t, 125, "VM:PATH")

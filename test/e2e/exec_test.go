@@ -78,6 +78,7 @@ func testExecSurroundings(t *testing.T, box string) {
 	fcvm(t, "exec", "-u", "4321", box, "sh", "-c", "id; echo $HOME").want(t, 0, "uid=4321 gid=0(root)\n/\n")
 	fcvm(t, "exec", "-e", "A=b c\nd", "-e", "TERM=vt52", "-w", "/var/tmp", box, "sh", "-c", `echo "$A $TERM $HOME"; pwd`).
 		want(t, 0, "b c\nd vt52 /root\n/var/tmp\n")
+	fcvmIn(t, strings.NewReader("FROM=file\nOVER=file\n"), "exec", "--env-file", "/dev/stdin", "-e", "OVER=flag", box, "sh", "-c", `echo "$FROM $OVER"`).want(t, 0, "file flag\n")
 	// The same processes, root and host name as the container's first process has.
 	fcvm(t, "exec", box, "sh", "-c", `read x </proc/1/cmdline; echo "$x" | head -c 2; [ / -ef /proc/1/root/ ] && hostname`).
 		want(t, 0, "sh"+box+"\n")
@@ -148,6 +149,19 @@ func testExecSignals(t *testing.T, box string) {
 		t.Fatal(err)
 	}
 	gone(t, box, "sleep 4711")
+	// The second signal leaves a command that takes no notice, and hangs it up.
+	p = start(t, "exec", box, "sh", "-c", `trap "" INT TERM; echo ready; sleep 4713; true`)
+	p.waitOutput(t, "ready")
+	for range 2 {
+		if err := p.Process.Signal(syscall.SIGINT); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+	}
+	if code := p.wait(t); code != 130 || !strings.Contains(p.errs.String(), "hung up") {
+		t.Errorf("two signals: exit code %d, stderr %q; want 130", code, p.errs.String())
+	}
+	gone(t, box, "sleep 4713")
 }
 
 // gone waits until no process of the container has this command line.

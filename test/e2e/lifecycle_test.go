@@ -281,3 +281,16 @@ func TestPauseAtOnce(t *testing.T) {
 	}
 	fcvm(t, "exec", "still", "echo", "hello").want(t, 0, "hello\n")
 }
+
+// What sets the variables may be there for the first process only.
+func TestEnvFileOfARunInTheBackground(t *testing.T) {
+	args := runArgs(t, []string{"-d", "--network", "none", "--env-file", "/dev/stdin"}, "busybox", "sh", "-c", "echo $FROM_STDIN")
+	r := fcvmIn(t, strings.NewReader("FROM_STDIN=it is here\n"), args...)
+	id := strings.TrimSpace(r.stdout)
+	if r.code != 0 {
+		t.Fatalf("run -d: exit code %d; stderr:\n%s", r.code, r.stderr)
+	}
+	t.Cleanup(func() { fcvm(t, "rm", "-f", id) })
+	fcvm(t, "wait", id).want(t, 0, "0\n")
+	fcvm(t, "logs", id).want(t, 0, "it is here\n")
+}

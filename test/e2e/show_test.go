@@ -128,6 +128,7 @@ func showTop(t *testing.T, id string) {
 	if g.MemoryTotal < 250*mib || g.MemoryTotal > 384*mib || g.MemoryUsed < 10*mib || g.DiskWritten < 25*mib || g.Processes < 2 {
 		t.Errorf("of the guest: %+v", *g)
 	}
+	fcvm(t, "stats", "--no-stream", "--format", "{{.Name}}", id).want(t, 0, "shown\n")
 	out := fcvm(t, "top", "--no-stream").stdout
 	if !strings.HasPrefix(out, "ID ") || !strings.Contains(out, "shown") || strings.Count(out, "\n") != 2 {
 		t.Errorf("table:\n%s", out)
