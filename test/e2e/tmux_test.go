@@ -76,6 +76,21 @@ func (m *tmux) see(texts ...string) {
 	m.seeWith(nil, texts...)
 }
 
+// seeInTheEnd asks again and again until the screen has the text.
+func (m *tmux) seeInTheEnd(text string, ask func()) {
+	m.t.Helper()
+	eventually(m.t, text+" on the screen", func() bool {
+		ask()
+		for range 20 {
+			if strings.Contains(m.screen(), text) {
+				return true
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+		return false
+	})
+}
+
 // seeWith is see with the flags of capture-pane: with -e colours are seen.
 func (m *tmux) seeWith(flags []string, texts ...string) {
 	m.t.Helper()
@@ -209,8 +224,8 @@ func tmuxVim(t *testing.T, m *tmux) {
 	m.do("send-keys", "-l", "bye")
 	m.keys("Escape")
 	m.do("resize-window", "-x", "60", "-y", "18")
-	m.line(":echo 'lines' &lines 'columns' &columns")
-	m.see("lines 18 columns 60")
+	// An answer that comes before the new size is wrong, and drawn over.
+	m.seeInTheEnd("lines 18 columns 60", func() { m.line(":echo 'lines' &lines 'columns' &columns") })
 	m.keys("g", "g", "A")
 	m.do("send-keys", "-l", " hello")
 	m.keys("Escape")
