@@ -18,7 +18,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path"
 	"time"
 
 	"github.com/mdlayher/vsock"
@@ -26,7 +25,6 @@ import (
 
 	"github.com/fcvm/fcvm/internal/agentapi"
 	"github.com/fcvm/fcvm/internal/serialmux"
-	"github.com/fcvm/fcvm/internal/vm"
 	"github.com/fcvm/fcvm/internal/vmm"
 	"github.com/fcvm/fcvm/internal/vsocklink"
 )
@@ -189,25 +187,15 @@ func checkPlan(p *agentapi.Plan) error {
 	if len(p.Container.Args) == 0 {
 		return errors.New("plan has no command")
 	}
-	// A colon would make another mount of it: "/:/host" is the guest's own root.
 	for _, v := range p.Container.Volumes {
-		if err := checkPlace(v.Target); err != nil {
+		if err := agentapi.CheckPlace(v.Target); err != nil {
 			return fmt.Errorf("plan has a volume: %w", err)
 		}
 	}
 	for _, m := range p.Container.Mounts {
-		if err := checkPlace(m.Target); err != nil {
+		if err := agentapi.CheckPlace(m.Target); err != nil {
 			return fmt.Errorf("plan has a mount: %w", err)
 		}
 	}
 	return nil
-}
-
-// checkPlace refuses what is no place in the container, or is written so that it
-// may be taken for another.
-func checkPlace(dir string) error {
-	if path.Clean(dir) != dir {
-		return fmt.Errorf("%q is not written in the shortest way", dir)
-	}
-	return vm.CheckTarget(dir)
 }

@@ -15,8 +15,8 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
+	"github.com/fcvm/fcvm/internal/agentapi"
 	"github.com/fcvm/fcvm/internal/rootfs"
-	"github.com/fcvm/fcvm/internal/vm"
 )
 
 // Limits bound what is taken from an image. The zero value of a field stands
@@ -255,7 +255,7 @@ func volumePaths(volumes map[string]struct{}) ([]string, error) {
 	var dirs []string
 	for v := range volumes {
 		dir := path.Join("/", v)
-		if vm.CheckTarget(dir) != nil {
+		if agentapi.CheckPlace(dir) != nil {
 			return nil, fmt.Errorf("%w: its configuration has a volume at %q, where none can be: have its VOLUME be a path below the root, without a colon", ErrUnsafe, v)
 		}
 		dirs = append(dirs, dir)

@@ -4,6 +4,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -44,10 +45,10 @@ func TestResumeSetsTheClock(t *testing.T) {
 				l := newLife(t, vm.StatusStarting, vm.StatusRunning, vm.StatusPaused)
 				m := new(sleeper)
 				in := &instance{life: l, machine: m, gone: newLatch()}
-				asked := 0
+				var asked atomic.Int32
 				in.agent = serveAgent(t, func(w http.ResponseWriter, r *http.Request) {
 					if r.URL.Path == agentapi.PathClock && m.resumed {
-						asked++
+						asked.Add(1)
 					}
 					tc.answer(w, r)
 				})
@@ -58,8 +59,8 @@ func TestResumeSetsTheClock(t *testing.T) {
 					t.Error(err)
 				}
 				rec := l.vm.Record()
-				if took := time.Since(began); took > tc.within || asked == 0 || rec.Status != vm.StatusRunning {
-					t.Errorf("it took %s, and %d requests for the clock; it is %s", took, asked, rec.Status)
+				if took := time.Since(began); took > tc.within || asked.Load() == 0 || rec.Status != vm.StatusRunning {
+					t.Errorf("it took %s, and %d requests for the clock; it is %s", took, asked.Load(), rec.Status)
 				}
 				if tc.warns == "" && len(rec.Warnings) > 0 || tc.warns != "" && (len(rec.Warnings) != 1 || !strings.Contains(rec.Warnings[0].Reason, tc.warns)) {
 					t.Errorf("warnings %+v", rec.Warnings)

@@ -18,7 +18,8 @@ func TestHealthCheck(t *testing.T) {
 		want vm.Health
 	}{
 		"nothing said": {
-			image.Health{Test: test}, nil,
+			image.Health{Test: test},
+			nil,
 			vm.Health{Test: test, Interval: 30 * time.Second, Timeout: 30 * time.Second, Retries: 3},
 		},
 		"the user's over the image's": {
@@ -27,7 +28,8 @@ func TestHealthCheck(t *testing.T) {
 			vm.Health{Test: []string{"CMD", "false"}, Interval: time.Minute, Timeout: time.Second, StartPeriod: time.Second, Retries: 9},
 		},
 		"an image that leaves no time between checks": {
-			image.Health{Test: test, Interval: 1, Timeout: time.Second, Retries: 1}, nil,
+			image.Health{Test: test, Interval: 1, Timeout: time.Second, Retries: 1},
+			nil,
 			vm.Health{Test: test, Interval: vm.MinInterval, Timeout: time.Second, Retries: 1},
 		},
 	} {
