@@ -91,7 +91,8 @@ func (c *capture) freeze(ctx context.Context) (err error) {
 	}()
 	c.manifest.Pause, err = c.in.whilePaused(ctx, func() error {
 		c.manifest.Created = time.Now().UTC()
-		if err := c.machine.Snapshot(ctx, c.files); err != nil {
+		// A VMM that has begun goes on with it, whether or not somebody waits.
+		if err := c.machine.Snapshot(context.WithoutCancel(ctx), c.files); err != nil {
 			return err
 		}
 		for _, disk := range c.manifest.Disks {
@@ -132,20 +133,41 @@ func (c *capture) failed(err error) error {
 }
 
 // whilePaused runs f while the guest stands still, and reports for how long it
-// did. A VM that somebody has paused stays so.
+// did. A VM that somebody has paused stays so. The guest goes on whatever fails,
+// and when ctx ends: whoever has asked may go away.
 func (in *instance) whilePaused(ctx context.Context, f func() error) (time.Duration, error) {
 	if in.vm.Record().Status == vm.StatusPaused {
 		return 0, f()
 	}
 	began := time.Now()
-	if err := in.machine.Pause(ctx); err != nil {
-		return 0, err
+	ctx = context.WithoutCancel(ctx)
+	err := in.machine.Pause(ctx)
+	if err == nil {
+		err = f()
 	}
-	err := f()
-	if rerr := in.machine.Resume(context.WithoutCancel(ctx)); rerr != nil {
-		err = errors.Join(err, fmt.Errorf("let the guest go on: %w", rerr))
-	}
+	in.unpause(ctx)
 	return time.Since(began), err
+}
+
+// resumePause is the time between two tries to let a guest go on.
+const resumePause = time.Second
+
+// unpause lets a guest go on that stands still, or may: a pause that has failed may
+// have come through. Nobody else would try again, so this does until it has worked
+// or the VMM is gone.
+func (in *instance) unpause(ctx context.Context) {
+	for {
+		err := in.machine.Resume(ctx)
+		if err == nil {
+			return
+		}
+		in.Verbose("the guest is to go on, and does not: " + firstLine(err))
+		select {
+		case <-in.machine.Done():
+			return
+		case <-time.After(resumePause):
+		}
+	}
 }
 
 // manifest says what the VM is, as far as whoever is started from it must know.

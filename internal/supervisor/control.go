@@ -174,32 +174,37 @@ func (c *commands) Pause(ctx context.Context) error {
 	if c.vm.Record().Status == vm.StatusPaused { // by somebody else, meanwhile
 		return nil
 	}
-	if err := in.machine.Pause(ctx); err != nil {
-		return err
+	ctx = context.WithoutCancel(ctx) // a pause that is given up half-way is none that anybody knows of
+	err = in.machine.Pause(ctx)
+	if err == nil {
+		err = c.vm.Move(vm.StatusPaused, "")
 	}
-	if err := c.vm.Move(vm.StatusPaused, ""); err != nil {
-		return errors.Join(err, in.machine.Resume(ctx))
+	if err != nil {
+		in.unpause(ctx)
+		return err
 	}
 	c.vm.Tell(events.Paused, "")
 	return nil
 }
 
-// Resume implements control.VM.
+// Resume implements control.VM. The machine is asked whatever the record says: one
+// that runs does not mind, and one that stands still in spite of it goes on.
 func (c *commands) Resume(ctx context.Context) error {
 	in, err := c.running()
-	if err == nil {
+	switch {
+	case errors.Is(err, vm.ErrPaused):
+		in.capturing.Lock()
+	case err != nil:
+		return err
+	case !in.capturing.TryLock(): // it goes on once its snapshot is taken
 		return nil
 	}
-	if !errors.Is(err, vm.ErrPaused) {
-		return err
-	}
-	in.capturing.Lock()
 	defer in.capturing.Unlock()
-	if c.vm.Record().Status == vm.StatusRunning { // somebody else was faster
-		return nil
-	}
-	if err := in.machine.Resume(ctx); err != nil {
+	if err := in.machine.Resume(context.WithoutCancel(ctx)); err != nil {
 		return err
+	}
+	if c.vm.Record().Status != vm.StatusPaused {
+		return nil
 	}
 	if err := c.vm.Move(vm.StatusRunning, ""); err != nil {
 		return err

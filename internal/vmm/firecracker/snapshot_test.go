@@ -420,6 +420,29 @@ func TestSnapshotsAtOnce(t *testing.T) {
 	all.Wait()
 }
 
+// A machine that goes on after it was saved is waited for as long as that may take:
+// Firecracker does one after the other, also what nobody waits for.
+func TestResumeWaitsForASnapshot(t *testing.T) {
+	f := newFake(t, testPages*memimage.Page)
+	if r := f.resume(); r.limit != 0 {
+		t.Errorf("before it is saved: %s", r.limit)
+	}
+	f.answer = func(string, string, []byte) (int, string) { return fault400("no") }
+	if err := f.Snapshot(t.Context(), filesIn(t.TempDir(), "a")); !errors.Is(err, errAPI) {
+		t.Error(err)
+	}
+	if r := f.resume(); r.limit != snapshotTimeout {
+		t.Errorf("after it was to be saved: %s", r.limit)
+	}
+	f.answer = loaded(1, 1)
+	if err := f.Resume(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if r := f.resume(); r.limit != 0 {
+		t.Errorf("once it runs again: %s", r.limit)
+	}
+}
+
 // What Firecracker has not written wholly is no snapshot.
 func TestFinishShort(t *testing.T) {
 	f := newFake(t, testPages*memimage.Page)
