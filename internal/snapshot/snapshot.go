@@ -142,6 +142,9 @@ type Disk struct {
 	// Path is where a read-only disk lies that is neither guest root nor
 	// image. Writable disks are among the snapshot's files.
 	Path string `json:"path,omitempty"`
+	// Contents are those of a disk at Path since the guest has it. Zero: the
+	// snapshot is from before they were kept.
+	Contents Contents `json:"contents,omitzero"`
 }
 
 // File is one of the snapshot's own files.

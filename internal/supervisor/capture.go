@@ -183,7 +183,8 @@ func (in *instance) manifest(o captureOptions) snapshot.Manifest {
 		m.Source.Snapshot = in.from.Manifest.ID
 	}
 	for i, d := range in.disks() {
-		m.Disks = append(m.Disks, snapshot.Disk{ID: d.ID, Name: d.Path, ReadOnly: d.ReadOnly, Path: in.sharedPath(i)})
+		shared := in.shared(i)
+		m.Disks = append(m.Disks, snapshot.Disk{ID: d.ID, Name: d.Path, ReadOnly: d.ReadOnly, Path: shared.path, Contents: shared.contents})
 	}
 	return m
 }

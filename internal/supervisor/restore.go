@@ -48,6 +48,9 @@ func (l *life) findOriginal(context.Context) error {
 	if err := m.Needs.Check("snapshot "+m.Title(), l.host()); err != nil {
 		return err
 	}
+	if err := m.CheckDisks(); err != nil {
+		return err
+	}
 	a, err := l.Setup.ArtifactsOf(m.Needs.KernelID, m.Needs.RootID)
 	if err != nil {
 		return fmt.Errorf("%w: snapshot %s: %w", snapshot.ErrMismatch, m.Title(), err)
