@@ -74,6 +74,9 @@ func (l *life) originalImage() (image.Image, error) {
 // copyDisks gives the VM its own copy of each disk that can be written to.
 func (in *instance) copyDisks(ctx context.Context) error {
 	dir := string(in.vm.Dir())
+	if err := checkRoom(dir, in.from); err != nil {
+		return err
+	}
 	for _, d := range in.from.Manifest.Disks {
 		var err error
 		switch {
