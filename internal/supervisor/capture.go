@@ -128,6 +128,7 @@ func (c *capture) finish(ctx context.Context) (*snapshot.Snapshot, error) {
 }
 
 func (c *capture) failed(err error) error {
+	c.machine.DropSnapshot(c.files)
 	c.draft.Abort()
 	return fmt.Errorf("take a snapshot of VM %s: %w", c.in.vm.Record().Name, err)
 }

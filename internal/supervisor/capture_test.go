@@ -61,6 +61,8 @@ func (g guest) Snapshot(_ context.Context, to vmm.SnapshotFiles) error {
 
 func (g guest) FinishSnapshot(context.Context, vmm.SnapshotFiles) error { return nil }
 
+func (g guest) DropSnapshot(vmm.SnapshotFiles) {}
+
 // A snapshot is of the time at which its guest stood still, however long it takes
 // to finish it: a VM that was paused meanwhile is not as it says.
 func TestSnapshotIsOfTheTimeOfItsFreeze(t *testing.T) {
@@ -229,5 +231,34 @@ func TestWhoAsksForASnapshotGoesAway(t *testing.T) {
 	}
 	if err := c.freeze(ctx); err != nil || g.still {
 		t.Errorf("%v; it stands still: %t", err, g.still)
+	}
+}
+
+// droppingGuest is a machine that knows which of its snapshots were given up.
+type droppingGuest struct {
+	flakyGuest
+	dropped []vmm.SnapshotFiles
+}
+
+func (g *droppingGuest) DropSnapshot(to vmm.SnapshotFiles) { g.dropped = append(g.dropped, to) }
+
+// A VMM does not keep what it needs to finish a snapshot whose disks could not be
+// copied.
+func TestASnapshotThatFailsIsGivenUp(t *testing.T) {
+	g := &droppingGuest{}
+	in := newInstance(t, g)
+	draft, err := snapshot.New(t.TempDir()).Begin("x", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &capture{
+		in: in, machine: g, draft: draft, manifest: snapshot.Manifest{Disks: []snapshot.Disk{{Name: "missing"}}},
+		files: vmm.SnapshotFiles{Memory: draft.Path(snapshot.MemoryName), State: draft.Path(snapshot.StateName)},
+	}
+	if err := c.freeze(t.Context()); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
+	if len(g.dropped) != 1 || g.dropped[0] != c.files {
+		t.Errorf("given up: %v", g.dropped)
 	}
 }

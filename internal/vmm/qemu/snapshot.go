@@ -106,6 +106,13 @@ func (m *machine) FinishSnapshot(ctx context.Context, to vmm.SnapshotFiles) (err
 	return m.memory.complete(ctx, f, saved)
 }
 
+// DropSnapshot implements vmm.Snapshotter.
+func (m *machine) DropSnapshot(to vmm.SnapshotFiles) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.saved, to.Memory)
+}
+
 // Restore implements vmm.Restorer. RestoreFrom.TrackDirty changes nothing: the
 // kernel knows without it what a restored guest has written.
 func (d *Driver) Restore(ctx context.Context, cfg vmm.Config, from vmm.RestoreFrom) (vmm.Machine, error) {
