@@ -127,17 +127,21 @@ func (d *Draft) commit(ctx context.Context, m *Manifest, files []string) (*Snaps
 		if err := d.store.CheckFree(d.Name); err != nil {
 			return err
 		}
-		if err := os.Rename(d.dir, final); err != nil {
+		// From its first moment others can hold it, and nobody can remove it.
+		if _, err := ofdlock.Try(d.lock, ofdlock.Shared); err != nil {
 			return err
 		}
-		// Nobody can remove it before it is held: that takes this lock, too.
-		_, err := ofdlock.Try(d.lock, ofdlock.Shared)
-		return err
+		return os.Rename(d.dir, final)
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &Snapshot{Manifest: *m, Dir: final, store: d.store, lock: d.lock}, syncDir(d.store.dir)
+	if err := syncDir(d.store.dir); err != nil {
+		// It may go with the host's power, and whoever has asked for it is told that
+		// there is none: then there is none. Abort removes it as the draft it was.
+		return nil, errors.Join(err, d.store.withLock(func() error { return os.Rename(final, d.dir) }))
+	}
+	return &Snapshot{Manifest: *m, Dir: final, store: d.store, lock: d.lock}, nil
 }
 
 // seal makes the files unchangeable, writes them to the disk and describes
