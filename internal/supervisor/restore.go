@@ -43,12 +43,12 @@ type Clone struct {
 
 // findOriginal finds what the snapshot needs, and refuses to start with
 // anything else.
-func (l *life) findOriginal(context.Context) error {
+func (l *life) findOriginal(ctx context.Context) error {
 	m := &l.Clone.Snapshot.Manifest
 	if err := m.Needs.Check("snapshot "+m.Title(), l.host()); err != nil {
 		return err
 	}
-	if err := m.CheckDisks(); err != nil {
+	if err := errors.Join(l.checkMemory(ctx), m.CheckDisks()); err != nil {
 		return err
 	}
 	a, err := l.Setup.ArtifactsOf(m.Needs.KernelID, m.Needs.RootID)
