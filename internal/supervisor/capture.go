@@ -73,6 +73,9 @@ func (in *instance) newCapture(o captureOptions) (*capture, error) {
 	if err != nil {
 		return nil, err
 	}
+	if o.name == "" { // it is a cache, or goes with its last user
+		draft.Boot = proc.BootID()
+	}
 	return &capture{
 		in: in, machine: m, draft: draft, manifest: in.manifest(o),
 		files: vmm.SnapshotFiles{Memory: draft.Path(snapshot.MemoryName), State: draft.Path(snapshot.StateName)},

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/fcvm/fcvm/internal/paths"
+	"github.com/fcvm/fcvm/internal/setup"
 	"github.com/fcvm/fcvm/internal/snapshot"
 	"github.com/fcvm/fcvm/internal/store"
 	"github.com/fcvm/fcvm/internal/vm"
@@ -260,5 +261,24 @@ func TestASnapshotThatFailsIsGivenUp(t *testing.T) {
 	}
 	if len(g.dropped) != 1 || g.dropped[0] != c.files {
 		t.Errorf("given up: %v", g.dropped)
+	}
+}
+
+// Only a snapshot that somebody has named is waited for until it is on the disk.
+func TestWhichSnapshotsAreWaitedFor(t *testing.T) {
+	for _, c := range []struct {
+		options captureOptions
+		waits   bool
+	}{{captureOptions{name: "warm"}, true}, {captureOptions{}, false}, {captureOptions{key: "key"}, false}} {
+		in := newInstance(t, guest{pid: os.Getpid()})
+		in.artifacts, in.Snapshots = &setup.Artifacts{}, snapshot.New(t.TempDir())
+		capture, err := in.newCapture(c.options)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if waits := capture.draft.Boot == ""; waits != c.waits {
+			t.Errorf("%+v: %t", c.options, waits)
+		}
+		capture.draft.Abort()
 	}
 }
