@@ -8,6 +8,10 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
+	"sync"
+	"syscall"
+
+	"github.com/fcvm/fcvm/internal/supervisor"
 )
 
 // cloneOfEnv and cloneNumberEnv tell a clone command that it is one of several, or
@@ -22,22 +26,38 @@ const clonesAtOnce = 32
 
 // startClones starts a supervisor for each clone, and prints in order what comes
 // of each: its id, or the output of its command. One that fails does not keep
-// the others from starting; the first failure is the command's.
+// the others from starting; the first failure is the command's. A signal does: those
+// that have been started get it, and decide what it means.
 func (a *app) startClones(ctx context.Context, o *cloneOptions, id string) error {
-	results := make([]cloneResult, o.count)
-	done := sideBySide(o.count, clonesAtOnce, func(i int) {
-		r := &results[i]
-		if ctx.Err() != nil {
-			r.err = context.Cause(ctx)
-			return
+	signals := passToClones(ctx)
+	defer signals.stop()
+	failed := a.startEach(o, func(n int) (r cloneResult) {
+		if i := signals.interrupted(); i != nil {
+			return cloneResult{err: i}
 		}
-		env := []string{cloneOfEnv + "=" + id, cloneNumberEnv + "=" + strconv.Itoa(i+1)}
+		env := []string{cloneOfEnv + "=" + id, cloneNumberEnv + "=" + strconv.Itoa(n)}
 		if o.detach {
 			r.id, r.err = startDetached(ctx, "the VM", a.again(env...))
 		} else {
-			r.out, r.err = a.runAgain(ctx, env...)
+			r.out, r.err = a.runAgain(signals, env...)
 		}
+		return r
 	})
+	var said exitStatus
+	switch i := signals.interrupted(); {
+	case i == nil || failed == nil:
+		return failed
+	case errors.As(failed, &said): // by a clone
+		return exitStatus(i.ExitCode())
+	default:
+		return i
+	}
+}
+
+// startEach starts each clone, by its number, and waits for what comes of it.
+func (a *app) startEach(o *cloneOptions, start func(n int) cloneResult) error {
+	results := make([]cloneResult, o.count)
+	done := sideBySide(o.count, clonesAtOnce, func(i int) { results[i] = start(i + 1) })
 	defer allDone(done)
 	var failed error
 	count := 0
@@ -85,7 +105,7 @@ func (r *cloneResult) print(w io.Writer) error {
 
 // runAgain runs this program again to its end, and returns what it has written
 // to its stdout, in a file without a name.
-func (a *app) runAgain(ctx context.Context, env ...string) (*os.File, error) {
+func (a *app) runAgain(signals *cloneSignals, env ...string) (*os.File, error) {
 	out, err := os.CreateTemp("", "fcvm-clone-*")
 	if err != nil {
 		return nil, fmt.Errorf("start a clone: %w", err)
@@ -93,14 +113,85 @@ func (a *app) runAgain(ctx context.Context, env ...string) (*os.File, error) {
 	_ = os.Remove(out.Name())
 	cmd := a.again(env...)
 	cmd.Stdout, cmd.Stderr = out, os.Stderr
+	// Not in the terminal's foreground: it would get a signal from there and from
+	// here, and take it for a second one. It reads nothing from the terminal.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		return out, fmt.Errorf("start a clone: %w", err)
 	}
-	defer passSignals(ctx, cmd.Process)()
+	defer signals.passTo(cmd.Process)()
 	err = cmd.Wait()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && exit.ExitCode() > 0 {
 		return out, exitStatus(exit.ExitCode())
 	}
 	return out, err
+}
+
+// cloneSignals passes on the signals that this process gets, to each clone once:
+// to one that is started later, too.
+type cloneSignals struct {
+	stop func()
+
+	mu      sync.Mutex
+	first   *supervisor.Interrupted // that asks for an end; nil: none has
+	running map[*os.Process]bool
+}
+
+// passToClones passes signals on until stop; when ctx ends, the clones are to end.
+func passToClones(ctx context.Context) *cloneSignals {
+	ch, stopSignals := containerSignals()
+	over := make(chan struct{})
+	s := &cloneSignals{running: map[*os.Process]bool{}}
+	s.stop = func() {
+		stopSignals()
+		close(over)
+	}
+	go func() {
+		for {
+			select {
+			case sig := <-ch:
+				s.pass(sig)
+			case <-over:
+				return
+			case <-ctx.Done():
+				s.pass(syscall.SIGTERM)
+				return
+			}
+		}
+	}()
+	return s
+}
+
+func (s *cloneSignals) pass(sig os.Signal) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n, ok := sig.(syscall.Signal); ok && s.first == nil && n != syscall.SIGUSR1 && n != syscall.SIGUSR2 {
+		s.first = &supervisor.Interrupted{Signal: n}
+	}
+	for p := range s.running {
+		_ = p.Signal(sig) // one that has ended needs none
+	}
+}
+
+// passTo gives a process the signals, until stop.
+func (s *cloneSignals) passTo(p *os.Process) (stop func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.running[p] = true
+	if s.first != nil {
+		_ = p.Signal(s.first.Signal)
+	}
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.running, p)
+	}
+}
+
+// interrupted is the signal that asks for an end; nil: there was none.
+func (s *cloneSignals) interrupted() *supervisor.Interrupted {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.first
 }

@@ -244,7 +244,7 @@ func newSnapshotRenameCommand(a *app, run func(context.Context, *app, *snapshotR
 	}
 }
 
-func runSnapshotRename(_ context.Context, a *app, o *snapshotRenameOptions) error {
+func runSnapshotRename(ctx context.Context, a *app, o *snapshotRenameOptions) error {
 	s, err := a.openSnapshots()
 	if err != nil {
 		return err
@@ -252,7 +252,7 @@ func runSnapshotRename(_ context.Context, a *app, o *snapshotRenameOptions) erro
 	if err := vm.CheckName(o.name); err != nil {
 		return err
 	}
-	return s.Rename(o.snapshot, o.name)
+	return s.Rename(ctx, o.snapshot, o.name)
 }
 
 func newSnapshotVerifyCommand(a *app, run func(context.Context, *app, *snapshotsOptions) error) *cobra.Command {

@@ -30,7 +30,8 @@ func (s *Server) snapshot(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// Snapshot saves the VM's state and returns when that is on the disk.
+// Snapshot saves the VM's state and returns when that can be used; with a name, when
+// it is on the disk.
 func (c *Client) Snapshot(ctx context.Context, q SnapshotRequest) (Snapshotted, error) {
 	var s Snapshotted
 	err := c.call(ctx, http.MethodPost, pathSnapshot, q, &s)

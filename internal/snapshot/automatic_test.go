@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"testing"
@@ -95,6 +96,113 @@ func TestUnsynced(t *testing.T) {
 		if err := snap.Verify(t.Context(), false); errors.Is(err, ErrCorrupt) != noticed {
 			t.Errorf("written during boot %q: %v", boot, err)
 		}
+		snap.Release()
+	}
+}
+
+// passing is a snapshot that goes with its last user, of a boot of the host's.
+func passing(t *testing.T, s *Store, boot string) *Snapshot {
+	t.Helper()
+	d, err := s.Begin("", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Boot = boot
+	fill(t, d)
+	snap, err := d.Commit(t.Context(), testManifest(), testFiles)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return snap
+}
+
+// A snapshot that goes with its last user is not read before it is used. That it was
+// touched, or may not have reached the disk, is noticed all the same.
+func TestAPassingSnapshotIsNotRead(t *testing.T) {
+	later := time.Now().Add(time.Hour)
+	for name, c := range map[string]struct {
+		boot   string
+		change func(path string) error
+		want   error
+	}{
+		"as it was":    {proc.BootID(), func(string) error { return nil }, nil},
+		"touched":      {proc.BootID(), func(p string) error { return os.Chtimes(p, later, later) }, ErrCorrupt},
+		"shorter":      {proc.BootID(), func(p string) error { return os.Truncate(p, 1) }, ErrCorrupt},
+		"another boot": {"another", func(string) error { return nil }, ErrCorrupt},
+	} {
+		s := New(t.TempDir())
+		snap := passing(t, s, c.boot)
+		for _, f := range snap.Manifest.Files {
+			if f.Digest != "" {
+				t.Errorf("%s: its %s was read", name, f.Name)
+			}
+		}
+		if err := errors.Join(os.Chmod(snap.Memory(), 0o600), c.change(snap.Memory())); err != nil {
+			t.Fatal(err)
+		}
+		for what, check := range map[string]func() error{
+			"start":  func() error { return snap.Check(t.Context()) },
+			"verify": func() error { return snap.Verify(t.Context(), true) },
+			"name":   func() error { return s.Rename(t.Context(), snap.Manifest.ID, "kept") },
+		} {
+			if err := check(); !errors.Is(err, c.want) {
+				t.Errorf("%s, %s: %v", name, what, err)
+			}
+		}
+		snap.Release()
+	}
+}
+
+// One that is given a name, verified or exported is read, and damage that comes later
+// is found, whatever its time says.
+func TestAPassingSnapshotThatIsKept(t *testing.T) {
+	for name, keep := range map[string]func(*Store, *Snapshot) error{
+		"named":    func(s *Store, snap *Snapshot) error { return s.Rename(t.Context(), snap.Manifest.ID, "kept") },
+		"verified": func(_ *Store, snap *Snapshot) error { return snap.Verify(t.Context(), false) },
+		"exported": func(_ *Store, snap *Snapshot) error {
+			var archive bytes.Buffer
+			if err := snap.Export(t.Context(), &archive); err != nil {
+				return err
+			}
+			there, err := New(t.TempDir()).Import(t.Context(), &archive, "", nil)
+			if err == nil {
+				err = there.Verify(t.Context(), true)
+			}
+			return err
+		},
+	} {
+		s := New(t.TempDir())
+		snap := passing(t, s, proc.BootID())
+		if err := keep(s, snap); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		e, err := s.Find(snap.Manifest.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if kept := e.Manifest.Unsynced == ""; kept != (name == "named") {
+			t.Errorf("%s: it outlives the boot: %t", name, kept)
+		}
+		held, err := s.Hold(snap.Manifest.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		st, err := os.Stat(held.Memory())
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.OpenFile(held.Memory(), os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = f.WriteAt([]byte{1}, memorySize-1)
+		if err = errors.Join(err, f.Close(), os.Chtimes(held.Memory(), st.ModTime(), st.ModTime())); err != nil {
+			t.Fatal(err)
+		}
+		if err := held.Verify(t.Context(), true); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s, and damaged: %v", name, err)
+		}
+		held.Release()
 		snap.Release()
 	}
 }

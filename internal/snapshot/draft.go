@@ -26,7 +26,9 @@ type Draft struct {
 	Name string
 
 	// Boot is the host's, for a snapshot that need not outlive it: then its
-	// files are not waited for. Empty: they are.
+	// files are not waited for, and if it goes with its last user, nobody reads
+	// them before he asks for their digests, or gives it a name. Empty: they are
+	// waited for, and have digests.
 	Boot string
 
 	store *Store
@@ -90,8 +92,8 @@ func (d *Draft) Abort() {
 	}
 }
 
-// Commit writes the draft to the disk, with the digests of its files, and makes
-// it a snapshot, which the caller holds. m says what it is; id, name and files
+// Commit writes the draft to the disk, with the digests of its files (see Boot), and
+// makes it a snapshot, which the caller holds. m says what it is; id, name and files
 // are filled in, and the time if it has none. Files that m has already must have
 // the digests that it says. After an error there is no snapshot, and no draft.
 func (d *Draft) Commit(ctx context.Context, m Manifest, files []string) (*Snapshot, error) {
@@ -118,7 +120,7 @@ func (d *Draft) commit(ctx context.Context, m *Manifest, files []string) (*Snaps
 	if err := m.write(d.dir); err != nil {
 		return nil, err
 	}
-	if err := syncDir(d.dir); err != nil {
+	if err := syncFile(d.dir); err != nil {
 		return nil, err
 	}
 	final := d.store.path(d.ID)
@@ -127,17 +129,21 @@ func (d *Draft) commit(ctx context.Context, m *Manifest, files []string) (*Snaps
 		if err := d.store.CheckFree(d.Name); err != nil {
 			return err
 		}
-		if err := os.Rename(d.dir, final); err != nil {
+		// From its first moment others can hold it, and nobody can remove it.
+		if _, err := ofdlock.Try(d.lock, ofdlock.Shared); err != nil {
 			return err
 		}
-		// Nobody can remove it before it is held: that takes this lock, too.
-		_, err := ofdlock.Try(d.lock, ofdlock.Shared)
-		return err
+		return os.Rename(d.dir, final)
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &Snapshot{Manifest: *m, Dir: final, store: d.store, lock: d.lock}, syncDir(d.store.dir)
+	if err := syncFile(d.store.dir); err != nil {
+		// It may go with the host's power, and whoever has asked for it is told that
+		// there is none: then there is none. Abort removes it as the draft it was.
+		return nil, errors.Join(err, d.store.withLock(func() error { return os.Rename(final, d.dir) }))
+	}
+	return &Snapshot{Manifest: *m, Dir: final, store: d.store, lock: d.lock}, nil
 }
 
 // seal makes the files unchangeable, writes them to the disk and describes
@@ -148,7 +154,7 @@ func (d *Draft) seal(ctx context.Context, m *Manifest, names []string) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for i, name := range names {
 		g.Go(func() error {
-			f, err := seal(ctx, d.Path(name), d.Boot == "")
+			f, err := seal(ctx, d.Path(name), d.Boot == "", d.Boot == "" || !m.nameless())
 			f.Name = name
 			m.Files[i] = f
 			return err
@@ -165,25 +171,24 @@ func (d *Draft) seal(ctx context.Context, m *Manifest, names []string) error {
 	return nil
 }
 
-func seal(ctx context.Context, path string, sync bool) (File, error) {
+func seal(ctx context.Context, path string, sync, digest bool) (is File, err error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return File{}, err
+		return is, err
 	}
 	defer func() { _ = f.Close() }()
 	err = f.Chmod(modeOf(path))
 	if err == nil && sync {
 		err = f.Sync()
 	}
-	if err != nil {
-		return File{}, err
+	if err == nil && digest {
+		is.Digest, is.Data, err = digestOf(ctx, path)
 	}
-	digest, data, err := digestOf(ctx, path)
 	if err != nil {
-		return File{}, err
+		return is, err
 	}
-	stamp, size, err := stampOf(path)
-	return File{Size: size, Data: data, Digest: digest, Stamp: stamp}, err
+	is.Stamp, is.Size, err = stampOf(path)
+	return is, err
 }
 
 // modeOf is that of a file of a snapshot, none of which ever changes. QEMU before
@@ -196,8 +201,9 @@ func modeOf(path string) os.FileMode {
 	return 0o400
 }
 
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
+// syncFile waits until a file or directory is on the disk.
+func syncFile(path string) error {
+	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}

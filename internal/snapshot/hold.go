@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -77,13 +78,69 @@ func (s *Store) Hold(id string) (*Snapshot, error) {
 // Verify says whether the files are what they were when the snapshot was
 // taken. A file whose stamp is right has not been written since; of the others,
 // and of all if thorough, or if the host has been restarted since somebody wrote
-// them and did not wait, the contents are read. The error wraps ErrCorrupt.
+// them and did not wait, the contents are read. Digests that nobody has needed yet
+// are made. The error wraps ErrCorrupt.
 func (s *Snapshot) Verify(ctx context.Context, thorough bool) error {
-	restamped := false
-	if u := s.Manifest.Unsynced; u != "" && u != proc.BootID() {
-		thorough, restamped = true, true
-		s.Manifest.Unsynced = ""
+	if err := s.complete(ctx); err != nil {
+		return err
 	}
+	return s.verify(ctx, thorough)
+}
+
+// Check is Verify for a start, which need not wait for digests: files that have
+// none are what they were as long as their stamps are right.
+func (s *Snapshot) Check(ctx context.Context) error { return s.verify(ctx, false) }
+
+// complete makes the digests that the files do not have yet.
+func (s *Snapshot) complete(ctx context.Context) error {
+	if !slices.ContainsFunc(s.Manifest.Files, func(f File) bool { return f.Digest == "" }) {
+		return nil
+	}
+	if err := s.Check(ctx); err != nil {
+		return err
+	}
+	for i := range s.Manifest.Files {
+		f := &s.Manifest.Files[i]
+		if f.Digest != "" {
+			continue
+		}
+		is, err := seal(ctx, s.Path(f.Name), false, true)
+		if err != nil {
+			return fmt.Errorf("read snapshot %s: %w", s.Manifest.Title(), err)
+		}
+		if !is.Stamp.equal(f.Stamp) || is.Size != f.Size {
+			return s.unknown(f.Name)
+		}
+		f.Digest, f.Data = is.Digest, is.Data
+	}
+	return s.store.withLock(s.restamp)
+}
+
+// keep makes of a snapshot that need not outlive the host's boot one that does.
+func (s *Snapshot) keep(ctx context.Context) error {
+	if s.Manifest.Unsynced == "" {
+		return nil
+	}
+	if err := s.Verify(ctx, false); err != nil {
+		return err
+	}
+	for _, f := range s.Manifest.Files {
+		if err := syncFile(s.Path(f.Name)); err != nil {
+			return fmt.Errorf("keep snapshot %s: %w", s.Manifest.Title(), err)
+		}
+	}
+	s.Manifest.Unsynced = ""
+	return s.store.withLock(s.restamp)
+}
+
+// unknown is for a file that has no digest, and is not known by its stamp either.
+func (s *Snapshot) unknown(name string) error {
+	return fmt.Errorf("%w: %s: nobody knows whether its %s is what it was: it has no checksum yet, and was touched, or the host was restarted", ErrCorrupt, s.Manifest.Title(), name)
+}
+
+func (s *Snapshot) verify(ctx context.Context, thorough bool) error {
+	rebooted := s.Manifest.Unsynced != "" && s.Manifest.Unsynced != proc.BootID()
+	thorough, restamped := thorough || rebooted, rebooted
 	for i := range s.Manifest.Files {
 		f := &s.Manifest.Files[i]
 		stamp, size, err := stampOf(s.Path(f.Name))
@@ -96,6 +153,8 @@ func (s *Snapshot) Verify(ctx context.Context, thorough bool) error {
 			return fmt.Errorf("%w: %s: its %s has %d bytes, not %d", ErrCorrupt, s.Manifest.Title(), f.Name, size, f.Size)
 		case stamp.equal(f.Stamp) && !thorough:
 			continue
+		case f.Digest == "":
+			return s.unknown(f.Name)
 		}
 		digest, err := Digest(ctx, s.Path(f.Name))
 		if err != nil {
@@ -107,6 +166,9 @@ func (s *Snapshot) Verify(ctx context.Context, thorough bool) error {
 		if !stamp.equal(f.Stamp) {
 			f.Stamp, restamped = stamp, true
 		}
+	}
+	if rebooted {
+		s.Manifest.Unsynced = ""
 	}
 	if restamped {
 		// It was copied or touched, and is well. Else it would be read again

@@ -24,13 +24,13 @@ func TestNames(t *testing.T) {
 	if _, err := s.Begin("../a", 0); !errors.Is(err, vm.ErrInvalid) {
 		t.Errorf("begin with a path: %v", err)
 	}
-	if err := s.Rename("a", "b"); !errors.Is(err, ErrNameTaken) {
+	if err := s.Rename(t.Context(), "a", "b"); !errors.Is(err, ErrNameTaken) {
 		t.Errorf("rename to a name that is taken: %v", err)
 	}
-	if err := s.Rename("nobody", "c"); !errors.Is(err, ErrNotFound) {
+	if err := s.Rename(t.Context(), "nobody", "c"); !errors.Is(err, ErrNotFound) {
 		t.Errorf("rename nobody: %v", err)
 	}
-	if err := s.Rename("a", "c"); err != nil {
+	if err := s.Rename(t.Context(), "a", "c"); err != nil {
 		t.Error(err)
 	}
 	if e, err := s.Find("c"); err != nil || e.Manifest.ID != a.Manifest.ID {
@@ -184,7 +184,7 @@ func TestRenamedWhileUsed(t *testing.T) {
 	} {
 		snap := take(t, s, "")
 		id := snap.Manifest.ID
-		if err := s.Rename(id, "kept"); err != nil {
+		if err := s.Rename(t.Context(), id, "kept"); err != nil {
 			t.Fatal(err)
 		}
 		use(snap)

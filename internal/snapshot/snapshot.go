@@ -142,6 +142,9 @@ type Disk struct {
 	// Path is where a read-only disk lies that is neither guest root nor
 	// image. Writable disks are among the snapshot's files.
 	Path string `json:"path,omitempty"`
+	// Contents are those of a disk at Path since the guest has it. Zero: the
+	// snapshot is from before they were kept.
+	Contents Contents `json:"contents,omitzero"`
 }
 
 // File is one of the snapshot's own files.
@@ -151,7 +154,8 @@ type File struct {
 	// Data is how much of it an archive has, bytes: all chunks of 64 KiB that are
 	// not zeros.
 	Data int64 `json:"data,omitempty"`
-	// Digest is of its contents: see Digest.
+	// Digest is of its contents: see Digest. Empty, as Data is: nobody has read
+	// the file yet (Draft.Boot), and it is known by its stamp alone.
 	Digest string `json:"digest"`
 	// Stamp is the file as it was when its digest was last right.
 	Stamp Stamp `json:"stamp"`

@@ -154,6 +154,46 @@ func TestSweepLeavesNothingOfTheDead(t *testing.T) {
 	}
 }
 
+// A snapshot that could not be committed to the end is none, and leaves nothing.
+func TestACommitIsWholeOrNone(t *testing.T) {
+	for name, spoil := range map[string]func(*Draft) error{
+		"it cannot be locked": func(d *Draft) error { return d.lock.Close() },
+		"it cannot be synced": func(d *Draft) error { return os.Chmod(d.store.dir, 0o300) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := New(t.TempDir())
+			d, err := s.Begin("", 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			fill(t, d)
+			if err := spoil(d); err != nil {
+				t.Fatal(err)
+			}
+			_, listErr := os.ReadDir(s.dir)
+			snap, err := d.Commit(t.Context(), testManifest(), testFiles)
+			if cerr := os.Chmod(s.dir, 0o700); cerr != nil {
+				t.Fatal(cerr)
+			}
+			if strings.Contains(name, "sync") && listErr == nil {
+				snap.Release()
+				t.Skip("this user may read every directory")
+			}
+			if err == nil || snap != nil {
+				t.Errorf("committed: %v, %v", snap, err)
+			}
+			if l, err := s.List(); err != nil || len(l) != 0 {
+				t.Errorf("listed: %v, %v", l, err)
+			}
+			s.Sweep() // a directory that cannot be read keeps a draft until then
+			left, err := os.ReadDir(s.dir)
+			if err != nil || len(left) != 1 || left[0].Name() != lockName {
+				t.Errorf("left: %v, %v", left, err)
+			}
+		})
+	}
+}
+
 // A file that was changed is noticed, whatever its length and time.
 func TestVerify(t *testing.T) {
 	for name, damage := range map[string]func(path string) error{

@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -331,8 +332,26 @@ func (s *Store) FreeName(source string) (string, error) {
 	return "", fmt.Errorf("%w: give the snapshot a name with --name", ErrNameTaken)
 }
 
-// Rename gives a snapshot another name. One that had none is kept from then on.
-func (s *Store) Rename(ref, name string) error {
+// Rename gives a snapshot another name. One that had none is kept from then on: it
+// is read, and written to the disk, if it was not yet.
+func (s *Store) Rename(ctx context.Context, ref, name string) error {
+	e, err := s.Find(ref)
+	if err = errors.Join(err, e.Err); err != nil {
+		return err
+	}
+	if e.Manifest.Unsynced != "" {
+		if err := s.CheckFree(name); err != nil {
+			return err
+		}
+		snap, err := s.Hold(e.Manifest.ID)
+		if err != nil {
+			return err
+		}
+		defer snap.HandOver()
+		if err := snap.keep(ctx); err != nil {
+			return err
+		}
+	}
 	return s.withLock(func() error {
 		e, err := s.Find(ref)
 		if err = errors.Join(err, e.Err); err != nil {

@@ -78,6 +78,9 @@ func (in *instance) newCapture(o captureOptions) (*capture, error) {
 	if err != nil {
 		return nil, err
 	}
+	if o.name == "" { // it is a cache, or goes with its last user
+		draft.Boot = proc.BootID()
+	}
 	return &capture{
 		in: in, machine: m, draft: draft, manifest: in.manifest(o),
 		files: vmm.SnapshotFiles{Memory: draft.Path(snapshot.MemoryName), State: draft.Path(snapshot.StateName)},
@@ -96,7 +99,8 @@ func (c *capture) freeze(ctx context.Context) (err error) {
 	}()
 	c.manifest.Pause, err = c.in.whilePaused(ctx, func() error {
 		c.manifest.Created = time.Now().UTC()
-		if err := c.machine.Snapshot(ctx, c.files); err != nil {
+		// A VMM that has begun goes on with it, whether or not somebody waits.
+		if err := c.machine.Snapshot(context.WithoutCancel(ctx), c.files); err != nil {
 			return err
 		}
 		for _, disk := range c.manifest.Disks {
@@ -132,25 +136,47 @@ func (c *capture) finish(ctx context.Context) (*snapshot.Snapshot, error) {
 }
 
 func (c *capture) failed(err error) error {
+	c.machine.DropSnapshot(c.files)
 	c.draft.Abort()
 	return fmt.Errorf("take a snapshot of VM %s: %w", c.in.vm.Record().Name, err)
 }
 
 // whilePaused runs f while the guest stands still, and reports for how long it
-// did. A VM that somebody has paused stays so.
+// did. A VM that somebody has paused stays so. The guest goes on whatever fails,
+// and when ctx ends: whoever has asked may go away.
 func (in *instance) whilePaused(ctx context.Context, f func() error) (time.Duration, error) {
 	if in.vm.Record().Status == vm.StatusPaused {
 		return 0, f()
 	}
 	began := time.Now()
-	if err := in.machine.Pause(ctx); err != nil {
-		return 0, err
+	ctx = context.WithoutCancel(ctx)
+	err := in.machine.Pause(ctx)
+	if err == nil {
+		err = f()
 	}
-	err := f()
-	if rerr := in.machine.Resume(context.WithoutCancel(ctx)); rerr != nil {
-		err = errors.Join(err, fmt.Errorf("let the guest go on: %w", rerr))
-	}
+	in.unpause(ctx)
 	return time.Since(began), err
+}
+
+// resumePause is the time between two tries to let a guest go on.
+const resumePause = time.Second
+
+// unpause lets a guest go on that stands still, or may: a pause that has failed may
+// have come through. Nobody else would try again, so this does until it has worked
+// or the VMM is gone.
+func (in *instance) unpause(ctx context.Context) {
+	for {
+		err := in.machine.Resume(ctx)
+		if err == nil {
+			return
+		}
+		in.Verbose("the guest is to go on, and does not: " + firstLine(err))
+		select {
+		case <-in.machine.Done():
+			return
+		case <-time.After(resumePause):
+		}
+	}
 }
 
 // manifest says what the VM is, as far as whoever is started from it must know.
@@ -166,7 +192,8 @@ func (in *instance) manifest(o captureOptions) snapshot.Manifest {
 		m.Source.Snapshot = in.from.Manifest.ID
 	}
 	for i, d := range in.disks() {
-		m.Disks = append(m.Disks, snapshot.Disk{ID: d.ID, Name: d.Path, ReadOnly: d.ReadOnly, Path: in.sharedPath(i)})
+		shared := in.shared(i)
+		m.Disks = append(m.Disks, snapshot.Disk{ID: d.ID, Name: d.Path, ReadOnly: d.ReadOnly, Path: shared.path, Contents: shared.contents})
 	}
 	return m
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/fcvm/fcvm/internal/paths"
+	"github.com/fcvm/fcvm/internal/setup"
 	"github.com/fcvm/fcvm/internal/snapshot"
 	"github.com/fcvm/fcvm/internal/store"
 	"github.com/fcvm/fcvm/internal/vm"
@@ -61,6 +62,8 @@ func (g guest) Snapshot(_ context.Context, to vmm.SnapshotFiles) error {
 
 func (g guest) FinishSnapshot(context.Context, vmm.SnapshotFiles) error { return nil }
 
+func (g guest) DropSnapshot(vmm.SnapshotFiles) {}
+
 // A snapshot is of the time at which its guest stood still, however long it takes
 // to finish it: a VM that was paused meanwhile is not as it says.
 func TestSnapshotIsOfTheTimeOfItsFreeze(t *testing.T) {
@@ -103,5 +106,179 @@ func TestSnapshotIsOfTheTimeOfItsFreeze(t *testing.T) {
 	}
 	if e, ok := snapshots.Newest(v.Record().ID, paused); ok {
 		t.Errorf("since the VM was paused %s was taken", e.Manifest.Title())
+	}
+}
+
+// flakyGuest is a machine whose calls can fail, and which knows whether it stands
+// still.
+type flakyGuest struct {
+	guest
+	pauses, resumes []error // of the calls to come; then nil
+	done            chan struct{}
+	still           bool
+	asked           int // to resume
+}
+
+func (g *flakyGuest) Done() <-chan struct{} { return g.done }
+
+func next(errs *[]error) error {
+	if len(*errs) == 0 {
+		return nil
+	}
+	err := (*errs)[0]
+	*errs = (*errs)[1:]
+	return err
+}
+
+// Pause stops the guest even where it fails, as one does that is given up.
+func (g *flakyGuest) Pause(ctx context.Context) error {
+	g.still = true
+	return errors.Join(ctx.Err(), next(&g.pauses))
+}
+
+func (g *flakyGuest) Resume(ctx context.Context) error {
+	g.asked++
+	err := errors.Join(ctx.Err(), next(&g.resumes))
+	g.still = err != nil
+	return err
+}
+
+// newInstance is a VM that runs on a machine.
+func newInstance(t *testing.T, m vmm.Machine) *instance {
+	t.Helper()
+	st, err := store.Open(paths.Layout{Data: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := st.Create("web", vm.Spec{Image: "img", Driver: "qemu", CPUs: 1, MemoryMiB: 512, Init: vm.InitAgent, Logs: vm.LogsFile})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = v.Close() })
+	if err := errors.Join(v.Move(vm.StatusStarting, ""), v.Move(vm.StatusRunning, "")); err != nil {
+		t.Fatal(err)
+	}
+	in := &instance{life: &life{vm: v, Options: Options{Verbose: func(string) {}}}, machine: m}
+	in.current = in
+	return in
+}
+
+// Whatever goes wrong with a snapshot, its guest goes on.
+func TestAGuestGoesOnAfterItsSnapshot(t *testing.T) {
+	failed := errors.New("failed")
+	ended := make(chan struct{})
+	close(ended)
+	for _, c := range []struct {
+		name  string
+		guest *flakyGuest
+		gone  bool // whoever has asked
+		f     error
+		want  error
+		still bool
+	}{
+		{"all is well", &flakyGuest{}, false, nil, nil, false},
+		{"it fails", &flakyGuest{}, false, failed, failed, false},
+		{"nobody waits", &flakyGuest{}, true, nil, nil, false},
+		{"a pause fails half-way", &flakyGuest{pauses: []error{failed}}, false, nil, failed, false},
+		{"it does not go on at once", &flakyGuest{resumes: []error{failed}}, false, nil, nil, false},
+		{"the VMM is gone", &flakyGuest{resumes: []error{failed}, done: ended}, false, failed, failed, true},
+	} {
+		in := newInstance(t, c.guest)
+		ctx, cancel := context.WithCancel(t.Context())
+		if c.gone {
+			cancel()
+		}
+		ran, pauseFails := false, len(c.guest.pauses) > 0
+		_, err := in.whilePaused(ctx, func() error { ran = c.guest.still; return c.f })
+		cancel()
+		if !errors.Is(err, c.want) || (err != nil) != (c.want != nil) || c.guest.still != c.still {
+			t.Errorf("%s: %v; it stands still: %t", c.name, err, c.guest.still)
+		}
+		if ran == pauseFails {
+			t.Errorf("%s: saved while it stood still: %t", c.name, ran)
+		}
+	}
+}
+
+// patientGuest is a machine that is saved only if nobody gives that up.
+type patientGuest struct {
+	flakyGuest
+	leave func()
+}
+
+func (g *patientGuest) Snapshot(ctx context.Context, to vmm.SnapshotFiles) error {
+	g.leave()
+	return errors.Join(ctx.Err(), g.guest.Snapshot(ctx, to))
+}
+
+// A VMM that saves its machine is not given up when whoever has asked goes away:
+// it would go on with that, and not do what it is told meanwhile.
+func TestWhoAsksForASnapshotGoesAway(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	g := &patientGuest{leave: cancel}
+	in := newInstance(t, g)
+	draft, err := snapshot.New(t.TempDir()).Begin("x", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer draft.Abort()
+	if err := os.WriteFile(filepath.Join(string(in.vm.Dir()), paths.InitrdName), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := &capture{
+		in: in, machine: g, draft: draft,
+		files: vmm.SnapshotFiles{Memory: draft.Path(snapshot.MemoryName), State: draft.Path(snapshot.StateName)},
+	}
+	if err := c.freeze(ctx); err != nil || g.still {
+		t.Errorf("%v; it stands still: %t", err, g.still)
+	}
+}
+
+// droppingGuest is a machine that knows which of its snapshots were given up.
+type droppingGuest struct {
+	flakyGuest
+	dropped []vmm.SnapshotFiles
+}
+
+func (g *droppingGuest) DropSnapshot(to vmm.SnapshotFiles) { g.dropped = append(g.dropped, to) }
+
+// A VMM does not keep what it needs to finish a snapshot whose disks could not be
+// copied.
+func TestASnapshotThatFailsIsGivenUp(t *testing.T) {
+	g := &droppingGuest{}
+	in := newInstance(t, g)
+	draft, err := snapshot.New(t.TempDir()).Begin("x", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &capture{
+		in: in, machine: g, draft: draft, manifest: snapshot.Manifest{Disks: []snapshot.Disk{{Name: "missing"}}},
+		files: vmm.SnapshotFiles{Memory: draft.Path(snapshot.MemoryName), State: draft.Path(snapshot.StateName)},
+	}
+	if err := c.freeze(t.Context()); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
+	if len(g.dropped) != 1 || g.dropped[0] != c.files {
+		t.Errorf("given up: %v", g.dropped)
+	}
+}
+
+// Only a snapshot that somebody has named is waited for until it is on the disk.
+func TestWhichSnapshotsAreWaitedFor(t *testing.T) {
+	for _, c := range []struct {
+		options captureOptions
+		waits   bool
+	}{{captureOptions{name: "warm"}, true}, {captureOptions{}, false}, {captureOptions{key: "key"}, false}} {
+		in := newInstance(t, guest{pid: os.Getpid()})
+		in.artifacts, in.Snapshots = &setup.Artifacts{}, snapshot.New(t.TempDir())
+		capture, err := in.newCapture(c.options)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if waits := capture.draft.Boot == ""; waits != c.waits {
+			t.Errorf("%+v: %t", c.options, waits)
+		}
+		capture.draft.Abort()
 	}
 }

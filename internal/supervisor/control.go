@@ -179,47 +179,53 @@ func (c *commands) Pause(ctx context.Context) error {
 	if c.vm.Record().Status == vm.StatusPaused { // by somebody else, meanwhile
 		return nil
 	}
-	if err := in.machine.Pause(ctx); err != nil {
-		return err
+	ctx = context.WithoutCancel(ctx) // a pause that is given up half-way is none that anybody knows of
+	err = in.machine.Pause(ctx)
+	if err == nil {
+		err = c.vm.Move(vm.StatusPaused, "")
 	}
-	if err := c.vm.Move(vm.StatusPaused, ""); err != nil {
-		return errors.Join(err, in.machine.Resume(ctx))
+	if err != nil {
+		in.unpause(ctx)
+		return err
 	}
 	c.vm.Tell(events.Paused, "")
 	return nil
 }
 
-// Resume implements control.VM.
+// Resume implements control.VM. The machine is asked whatever the record says: one
+// that runs does not mind, and one that stands still in spite of it goes on.
 func (c *commands) Resume(ctx context.Context) error {
 	in, err := c.running()
-	if err == nil {
-		return nil
-	}
-	if !errors.Is(err, vm.ErrPaused) {
+	paused := errors.Is(err, vm.ErrPaused)
+	if err != nil && !paused {
 		return err
 	}
-	if err := c.goOn(ctx, in); err != nil {
+	if went, err := c.goOn(ctx, in, paused); err != nil || !went {
 		return err
 	}
 	in.catchUp(ctx) // the guest may be paused again, or stopped, meanwhile
 	return nil
 }
 
-// goOn lets a VM that is paused go on.
-func (c *commands) goOn(ctx context.Context, in *instance) error {
-	in.capturing.Lock()
-	defer in.capturing.Unlock()
-	if c.vm.Record().Status == vm.StatusRunning { // somebody else was faster
-		return nil
+// goOn lets a VM that is paused go on, and reports whether it was.
+func (c *commands) goOn(ctx context.Context, in *instance, paused bool) (went bool, err error) {
+	if paused {
+		in.capturing.Lock()
+	} else if !in.capturing.TryLock() {
+		return false, nil // it goes on once its snapshot is taken
 	}
-	if err := in.machine.Resume(ctx); err != nil {
-		return err
+	defer in.capturing.Unlock()
+	if err := in.machine.Resume(context.WithoutCancel(ctx)); err != nil {
+		return false, err
+	}
+	if c.vm.Record().Status != vm.StatusPaused {
+		return false, nil
 	}
 	if err := c.vm.Move(vm.StatusRunning, ""); err != nil {
-		return err
+		return true, err
 	}
 	c.vm.Tell(events.Resumed, "")
-	return nil
+	return true, nil
 }
 
 // Rename implements control.VM.

@@ -129,3 +129,51 @@ func TestParseSignal(t *testing.T) {
 		}
 	}
 }
+
+// A machine that stands still though the record says that it runs goes on when it
+// is told to; while a snapshot has it, it is left alone.
+func TestResumeAsksTheMachine(t *testing.T) {
+	g := &flakyGuest{still: true}
+	in := newInstance(t, g)
+	c := (*commands)(in.life)
+	in.capturing.Lock()
+	if err := c.Resume(t.Context()); err != nil || g.asked != 0 {
+		t.Errorf("while its snapshot is taken: %v, asked %d times", err, g.asked)
+	}
+	in.capturing.Unlock()
+	if err := c.Resume(t.Context()); err != nil || g.still {
+		t.Errorf("%v; it stands still: %t", err, g.still)
+	}
+	for _, want := range []vm.Status{vm.StatusPaused, vm.StatusRunning} {
+		do := c.Pause
+		if want == vm.StatusRunning {
+			do = c.Resume
+		}
+		if err := do(t.Context()); err != nil || g.still != (want == vm.StatusPaused) || in.vm.Record().Status != want {
+			t.Errorf("to be %s: %v, it is %s", want, err, in.vm.Record().Status)
+		}
+	}
+}
+
+// A guest does not stand still for a pause that has failed, and nobody knows of.
+func TestAPauseIsWholeOrNone(t *testing.T) {
+	failed := errors.New("failed")
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, c := range []struct {
+		name   string
+		ctx    context.Context
+		pauses []error
+		want   vm.Status
+	}{
+		{"it fails half-way", t.Context(), []error{failed}, vm.StatusRunning},
+		{"nobody waits", gone, nil, vm.StatusPaused},
+	} {
+		g := &flakyGuest{pauses: c.pauses}
+		in := newInstance(t, g)
+		err := (*commands)(in.life).Pause(c.ctx)
+		if (err != nil) != (c.pauses != nil) || in.vm.Record().Status != c.want || g.still != (c.want == vm.StatusPaused) {
+			t.Errorf("%s: %v; it is %s, and stands still: %t", c.name, err, in.vm.Record().Status, g.still)
+		}
+	}
+}

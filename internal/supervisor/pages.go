@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/fcvm/fcvm/internal/memserver"
+	"github.com/fcvm/fcvm/internal/snapshot"
 	"github.com/fcvm/fcvm/internal/vm"
 	"github.com/fcvm/fcvm/internal/vmm"
 )
@@ -42,35 +43,69 @@ func (in *instance) restoreFrom(ctx context.Context) (vmm.RestoreFrom, error) {
 	return from, nil
 }
 
+// wantsServer reports whether the memory of a clone comes from the snapshot's server
+// if one runs (may), and whether from nowhere else (must). It refuses what cannot be.
+func (l *life) wantsServer() (may, must bool, err error) {
+	m := &l.Clone.Snapshot.Manifest
+	must = m.Needs.HugePages || l.Clone.Memory == MemoryServer
+	switch {
+	case l.Clone.Memory == MemoryFile && m.Needs.HugePages:
+		return false, false, fmt.Errorf("%w: --memory file: a guest on huge pages cannot map snapshot %s; use --memory server", vm.ErrInvalid, m.Title())
+	case l.Clone.Memory == MemoryFile:
+		return false, false, nil
+	case l.driver.Capabilities().PageServer:
+		return true, must, nil
+	case must:
+		return false, false, fmt.Errorf("%w: --memory server with %s: it maps the snapshot's file (--memory file)", vmm.ErrUnsupported, l.driver.Name())
+	}
+	return false, false, nil
+}
+
+// withoutServer is what it means that the snapshot's memory server cannot be reached.
+func withoutServer(m *snapshot.Manifest, err error) error {
+	if errors.Is(err, memserver.ErrGone) {
+		return fmt.Errorf("%w: --memory server: none runs for snapshot %s; start it with: fcvm memory-server -d %s", vm.ErrInvalid, m.Title(), m.Title())
+	}
+	return fmt.Errorf("reach the memory server of snapshot %s: %w", m.Title(), err)
+}
+
+// checkMemory refuses a clone that cannot have its memory from where it was asked to,
+// before anything is made for it.
+func (l *life) checkMemory(ctx context.Context) error {
+	_, must, err := l.wantsServer()
+	if err != nil || !must {
+		return err
+	}
+	m := &l.Clone.Snapshot.Manifest
+	socket, err := l.Store.Layout().MemorySocket(m.ID)
+	if err == nil {
+		_, err = memserver.Query(ctx, socket)
+	}
+	if err != nil {
+		return withoutServer(m, err)
+	}
+	return nil
+}
+
 // openPages opens the link to the snapshot's memory server, and returns its
 // socket; empty: the file is to be mapped.
 func (in *instance) openPages(ctx context.Context) (string, error) {
-	title := in.from.Manifest.Title()
-	huge := in.from.Manifest.Needs.HugePages
-	if in.Clone == nil || in.Clone.Memory == MemoryFile {
-		if huge {
-			return "", fmt.Errorf("%w: --memory file: a guest on huge pages cannot map snapshot %s; use --memory server", vm.ErrInvalid, title)
-		}
+	if in.Clone == nil {
 		return "", nil
 	}
-	asked := huge || in.Clone.Memory == MemoryServer
-	if !in.driver.Capabilities().PageServer {
-		if asked {
-			return "", fmt.Errorf("%w: --memory server with %s: it maps the snapshot's file (--memory file)", vmm.ErrUnsupported, in.driver.Name())
-		}
-		return "", nil
+	may, must, err := in.wantsServer()
+	if err != nil || !may {
+		return "", err
 	}
 	socket, err := in.Store.Layout().MemorySocket(in.from.Manifest.ID)
 	if err == nil {
 		in.pages, err = memserver.OpenLink(ctx, socket, in.vm.Record().ID)
 	}
-	switch {
-	case errors.Is(err, memserver.ErrGone) && !asked:
+	if errors.Is(err, memserver.ErrGone) && !must {
 		return "", nil
-	case errors.Is(err, memserver.ErrGone):
-		return "", fmt.Errorf("%w: --memory server: none runs for snapshot %s; start it with: fcvm memory-server -d %s", vm.ErrInvalid, title, title)
-	case err != nil:
-		return "", fmt.Errorf("reach the memory server of snapshot %s: %w", title, err)
+	}
+	if err != nil {
+		return "", withoutServer(&in.from.Manifest, err)
 	}
 	in.undo.add("leave the memory server", func(context.Context) error { return in.pages.Close() })
 	in.Verbose("memory from the server at " + socket)

@@ -43,9 +43,12 @@ type Clone struct {
 
 // findOriginal finds what the snapshot needs, and refuses to start with
 // anything else.
-func (l *life) findOriginal(context.Context) error {
+func (l *life) findOriginal(ctx context.Context) error {
 	m := &l.Clone.Snapshot.Manifest
 	if err := m.Needs.Check("snapshot "+m.Title(), l.host()); err != nil {
+		return err
+	}
+	if err := errors.Join(l.checkMemory(ctx), m.CheckDisks()); err != nil {
 		return err
 	}
 	a, err := l.Setup.ArtifactsOf(m.Needs.KernelID, m.Needs.RootID)
@@ -71,6 +74,9 @@ func (l *life) originalImage() (image.Image, error) {
 // copyDisks gives the VM its own copy of each disk that can be written to.
 func (in *instance) copyDisks(ctx context.Context) error {
 	dir := string(in.vm.Dir())
+	if err := checkRoom(dir, in.from); err != nil {
+		return err
+	}
 	for _, d := range in.from.Manifest.Disks {
 		var err error
 		switch {

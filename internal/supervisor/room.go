@@ -2,15 +2,60 @@ package supervisor
 
 import (
 	"fmt"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fcvm/fcvm/internal/rootfs"
+	"github.com/fcvm/fcvm/internal/snapshot"
 	"github.com/fcvm/fcvm/internal/vm"
 )
 
 // littleRoom is when a disk counts as full, bytes.
 const littleRoom = 1 << 20
+
+// checkRoom refuses a VM for whose own copies of the snapshot's disks there is no
+// room, before they are made.
+func checkRoom(dir string, snap *snapshot.Snapshot) error {
+	var need int64
+	for _, d := range snap.Manifest.Disks {
+		if !d.ReadOnly {
+			need += allocated(snap.Path(d.Name))
+		}
+	}
+	return fits(dir, "the disks of snapshot "+snap.Manifest.Title(), need, func() bool { return sharesBlocks(dir, snap.State()) })
+}
+
+// fits refuses what takes more than a directory's file system has, unless free says
+// that it takes nothing.
+func fits(dir, what string, need int64, free func() bool) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return fmt.Errorf("look for room in %s: %w", dir, err)
+	}
+	room := int64(st.Bavail) * st.Bsize
+	if need <= room || free() {
+		return nil
+	}
+	return fmt.Errorf("%w: %s take %d MiB, and %s has %d MiB", rootfs.ErrNoSpace, what, need>>20, dir, room>>20)
+}
+
+// sharesBlocks reports whether a copy of a file in a directory takes no room of its
+// own until it is written to.
+func sharesBlocks(dir, file string) bool {
+	src, err := os.Open(file)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = src.Close() }()
+	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = unix.Close(fd) }()
+	return unix.IoctlFileClone(fd, int(src.Fd())) == nil
+}
 
 // watchRoom warns when the disk that the VM's own is a file on becomes full:
 // the guest then has errors on a disk of which it knows that it has room. It

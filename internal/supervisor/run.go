@@ -228,7 +228,7 @@ func (in *instance) steps() []func(context.Context) error {
 // anything is made for it.
 func (l *life) checkSnapshot(ctx context.Context) error {
 	if l.Clone != nil {
-		return l.Clone.Snapshot.Verify(ctx, false)
+		return l.Clone.Snapshot.Check(ctx)
 	}
 	return l.Snapshots.CheckFree(l.SaveSnapshot)
 }

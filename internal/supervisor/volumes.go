@@ -10,6 +10,7 @@ import (
 	"github.com/fcvm/fcvm/internal/agentapi"
 	"github.com/fcvm/fcvm/internal/paths"
 	"github.com/fcvm/fcvm/internal/rootfs"
+	"github.com/fcvm/fcvm/internal/snapshot"
 	"github.com/fcvm/fcvm/internal/vm"
 	"github.com/fcvm/fcvm/internal/vmm"
 	"github.com/fcvm/fcvm/internal/volume"
@@ -20,6 +21,8 @@ type volumeDisk struct {
 	path     string // on the host; empty: the VM's own, in its directory
 	readOnly bool   // never of its own: a snapshot copies what can be written
 	device   bool   // it is a block device
+	// contents are those of a read-only one, which others may write when no VM has it.
+	contents snapshot.Contents
 }
 
 // takeVolumes takes the disks of the mounts, or makes them, once for all boots:
@@ -38,6 +41,9 @@ func (l *life) takeVolumes(ctx context.Context) error {
 			return err
 		}
 		l.volumes = append(l.volumes, d)
+	}
+	if l.Clone != nil { // from now on nobody writes to them
+		return l.Clone.Snapshot.Manifest.CheckDisks()
 	}
 	return nil
 }
@@ -70,7 +76,13 @@ func (l *life) takeVolume(ctx context.Context, m vm.Mount) (volumeDisk, error) {
 	if err != nil {
 		return d, fmt.Errorf("attach %s: %w", m.Source, err)
 	}
-	return volumeDisk{path: h.Path, readOnly: m.ReadOnly, device: fi.Mode()&os.ModeDevice != 0}, nil
+	d = volumeDisk{path: h.Path, readOnly: m.ReadOnly, device: fi.Mode()&os.ModeDevice != 0}
+	if d.readOnly {
+		if d.contents, err = snapshot.ContentsOf(d.path); err != nil {
+			return d, fmt.Errorf("attach %s: %w", m.Source, err)
+		}
+	}
+	return d, nil
 }
 
 // linkVolumes puts the disks of the mounts into the VM's directory.
@@ -100,13 +112,13 @@ func (in *instance) withVolumes(disks []vmm.Disk) []vmm.Disk {
 	return disks
 }
 
-// sharedPath is where the guest's i-th disk lies if it is one of the mounts' that
-// others read, too; else empty.
-func (in *instance) sharedPath(i int) string {
+// shared is the guest's i-th disk if it is one of the mounts' that others read, too;
+// else nothing.
+func (in *instance) shared(i int) volumeDisk {
 	if i -= agentapi.DiskVolumes; i < 0 || !in.volumes[i].readOnly {
-		return ""
+		return volumeDisk{}
 	}
-	return in.volumes[i].path
+	return in.volumes[i]
 }
 
 // keepsDisks reports whether something that the guest writes outlives its VM.

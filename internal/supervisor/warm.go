@@ -12,7 +12,6 @@ import (
 	"github.com/fcvm/fcvm/internal/agentclient"
 	"golang.org/x/sys/unix"
 
-	"github.com/fcvm/fcvm/internal/proc"
 	"github.com/fcvm/fcvm/internal/snapshot"
 	"github.com/fcvm/fcvm/internal/vm"
 	"github.com/fcvm/fcvm/internal/vmm"
@@ -168,8 +167,10 @@ func (in *instance) keepWarm(ctx context.Context) error {
 	}
 	c, err := in.newCapture(captureOptions{key: in.warmKey, guest: snapshot.GuestUp})
 	if err == nil {
-		c.draft.Boot = proc.BootID()
+		// Whoever ends the start does not wait for what the VMM writes.
+		stop := context.AfterFunc(ctx, func() { _ = in.machine.Kill(context.WithoutCancel(ctx)) })
 		err = c.freeze(ctx)
+		stop()
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)

@@ -36,6 +36,9 @@ type Snapshotter interface {
 	// zeros, a merge of changed pages into a copy of the parent's memory). The
 	// files are whole only after it.
 	FinishSnapshot(ctx context.Context, to SnapshotFiles) error
+	// DropSnapshot gives up a snapshot, whether or not it was taken or finished: the
+	// machine keeps nothing for it. The caller removes the files.
+	DropSnapshot(to SnapshotFiles)
 }
 
 // WholeWriter is implemented by Snapshotters that write all of a guest's memory,

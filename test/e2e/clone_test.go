@@ -107,6 +107,20 @@ func TestSnapshotAndClones(t *testing.T) {
 	}
 }
 
+// What a guest has read of a disk that it shares is right in its clones, too, or there
+// are none.
+func TestCloneOfAVMWithASharedDisk(t *testing.T) {
+	name := "shared-" + time.Now().Format("150405.000")
+	t.Cleanup(func() { fcvm(t, "volume", "rm", "-f", name) })
+	run(t, []string{"-v", name + ":/data"}, "busybox", "sh", "-c", "echo before >/data/f").want(t, 0, "")
+	detach(t, []string{"--name", "reader", "-v", name + ":/data:ro"}, "busybox", "sh", "-c", "cat /data/f; sleep 1000")
+	snapshotOf(t, "reader", "read", "--stop")
+	run(t, []string{"-v", name + ":/data:ro"}, "busybox", "cat", "/data/f").want(t, 0, "before\n")
+	fcvm(t, "clone", "--snapshot", "read", "--exec", "cat /data/f").want(t, 0, "before\n")
+	run(t, []string{"-v", name + ":/data"}, "busybox", "sh", "-c", "echo after >/data/f").want(t, 0, "")
+	fcvm(t, "clone", "--snapshot", "read", "--exec", "cat /data/f").wantError(t, 125, "read", name, "was written since")
+}
+
 // A running VM is cloned as it is; the snapshot for that goes with the last of
 // its clones.
 func TestCloneOfARunningVM(t *testing.T) {

@@ -92,19 +92,27 @@ func (m *machine) Dial(ctx context.Context) (net.Conn, error) {
 }
 
 // Pause implements vmm.Machine.
-func (m *machine) Pause(ctx context.Context) error { return m.setState(ctx, "Paused") }
+func (m *machine) Pause(ctx context.Context) error {
+	return m.call(ctx, patch("/vm", vmState{State: "Paused"}))
+}
 
 // Resume implements vmm.Machine.
 func (m *machine) Resume(ctx context.Context) error {
-	err := m.setState(ctx, "Resumed")
+	err := m.call(ctx, m.resume())
 	if err == nil && m.saved.Swap(false) {
 		m.agent.Resumed()
 	}
 	return err
 }
 
-func (m *machine) setState(ctx context.Context, state string) error {
-	return m.call(ctx, patch("/vm", vmState{State: state}))
+// resume is the request to go on. Firecracker answers it only after one to save
+// the machine, which it carries out though nobody waits for it any more.
+func (m *machine) resume() request {
+	r := patch("/vm", vmState{State: "Resumed"})
+	if m.saved.Load() {
+		r.limit = snapshotTimeout
+	}
+	return r
 }
 
 // SetBalloon implements vmm.Ballooner.

@@ -184,6 +184,9 @@ func (m *machine) FinishSnapshot(ctx context.Context, to vmm.SnapshotFiles) (err
 	return memimage.PunchZeros(ctx, f, m.memory)
 }
 
+// DropSnapshot implements vmm.Snapshotter.
+func (m *machine) DropSnapshot(to vmm.SnapshotFiles) { m.base.lost(to.Memory) }
+
 var errMemorySize = errors.New("the memory that Firecracker has saved is not whole")
 
 // complete copies into a snapshot of changed pages what has not changed, and

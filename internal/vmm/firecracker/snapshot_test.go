@@ -420,6 +420,60 @@ func TestSnapshotsAtOnce(t *testing.T) {
 	all.Wait()
 }
 
+// A snapshot that is given up keeps nothing open, and the next one is whole.
+func TestDropSnapshot(t *testing.T) {
+	parent, first, second := map[int]byte{1: 1}, map[int]byte{2: 2}, map[int]byte{3: 3}
+	for _, finished := range []bool{false, true} {
+		dir := t.TempDir()
+		f := tracking(t, dir, parent)
+		f.answer = writer(t, first)
+		if err := f.Snapshot(t.Context(), filesIn(dir, "a")); err != nil {
+			t.Fatal(err)
+		}
+		if finished {
+			if err := f.FinishSnapshot(t.Context(), filesIn(dir, "a")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		f.DropSnapshot(filesIn(dir, "a"))
+		f.DropSnapshot(filesIn(dir, "a")) // in vain
+		if len(f.base.parents) != 0 || f.base.memory != nil {
+			t.Errorf("finished: %t: it keeps %v, %v", finished, f.base.parents, f.base.memory)
+		}
+		all := map[int]byte{}
+		maps.Copy(all, parent)
+		maps.Copy(all, first)
+		maps.Copy(all, second)
+		f.answer = writer(t, all)
+		if got := f.take(t, filesIn(dir, "b")); !bytes.Equal(got, memoryOf(all)) {
+			t.Errorf("finished: %t: the next one differs", finished)
+		}
+	}
+}
+
+// A machine that goes on after it was saved is waited for as long as that may take:
+// Firecracker does one after the other, also what nobody waits for.
+func TestResumeWaitsForASnapshot(t *testing.T) {
+	f := newFake(t, testPages*memimage.Page)
+	if r := f.resume(); r.limit != 0 {
+		t.Errorf("before it is saved: %s", r.limit)
+	}
+	f.answer = func(string, string, []byte) (int, string) { return fault400("no") }
+	if err := f.Snapshot(t.Context(), filesIn(t.TempDir(), "a")); !errors.Is(err, errAPI) {
+		t.Error(err)
+	}
+	if r := f.resume(); r.limit != snapshotTimeout {
+		t.Errorf("after it was to be saved: %s", r.limit)
+	}
+	f.answer = loaded(1, 1)
+	if err := f.Resume(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if r := f.resume(); r.limit != 0 {
+		t.Errorf("once it runs again: %s", r.limit)
+	}
+}
+
 // What Firecracker has not written wholly is no snapshot.
 func TestFinishShort(t *testing.T) {
 	f := newFake(t, testPages*memimage.Page)

@@ -118,7 +118,7 @@ func (d *Driver) spawn(ctx context.Context, cfg *vmm.Config, h host, memory *gue
 	}
 	m := &machine{
 		Child: vmm.WatchChild(name, proc, cfg.Console.Name(), cfg.VMMLog.Name()),
-		dir:   cfg.Dir, shape: shapeOf(cfg, h.kvm), memory: memory, agent: newAgentPort(),
+		dir:   cfg.Dir, shape: shapeOf(cfg, h), memory: memory, agent: newAgentPort(),
 		saved: map[string][]memimage.Range{},
 	}
 	if m.mon, err = newQMP(ctx, monitor, m.event); err != nil {

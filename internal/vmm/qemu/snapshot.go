@@ -9,6 +9,7 @@ import (
 
 	"github.com/fcvm/fcvm/internal/vmm"
 	"github.com/fcvm/fcvm/internal/vmm/memimage"
+	"github.com/fcvm/fcvm/internal/vmm/tsc"
 )
 
 var (
@@ -106,6 +107,13 @@ func (m *machine) FinishSnapshot(ctx context.Context, to vmm.SnapshotFiles) (err
 	return m.memory.complete(ctx, f, saved)
 }
 
+// DropSnapshot implements vmm.Snapshotter.
+func (m *machine) DropSnapshot(to vmm.SnapshotFiles) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.saved, to.Memory)
+}
+
 // Restore implements vmm.Restorer. RestoreFrom.TrackDirty changes nothing: the
 // kernel knows without it what a restored guest has written.
 func (d *Driver) Restore(ctx context.Context, cfg vmm.Config, from vmm.RestoreFrom) (vmm.Machine, error) {
@@ -115,17 +123,22 @@ func (d *Driver) Restore(ctx context.Context, cfg vmm.Config, from vmm.RestoreFr
 	if from.PageServer != "" {
 		return nil, fmt.Errorf("%w: QEMU takes no memory from a server; use --memory file", vmm.ErrUnsupported)
 	}
-	state, info, err := openState(from.State, shapeOf(&cfg, d.kvm.RunsGuest))
+	h := host{kvm: d.kvm.RunsGuest}
+	state, info, err := openState(from.State, shapeOf(&cfg, h))
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = state.Close() }()
+	if err := info.Shape.checkTime(tsc.KHz); err != nil {
+		return nil, err
+	}
+	h.tscKHz, h.restore = info.Shape.TSCKHz, &info.QEMU
 	memory, err := openMemory(from.Memory, cfg.MemoryMiB)
 	if err != nil {
 		return nil, err
 	}
 	end := from.Phase.Begin("spawn")
-	m, err := d.spawn(ctx, &cfg, host{kvm: d.kvm.RunsGuest, restore: &info.QEMU}, memory, state)
+	m, err := d.spawn(ctx, &cfg, h, memory, state)
 	end()
 	if err != nil {
 		return nil, err

@@ -44,10 +44,15 @@ type shape struct {
 	Disks     []string `json:"disks"` // their ids; those that are read-only with a "-" before it
 	Net       bool     `json:"net"`
 	MTU       int      `json:"mtu"`
+	// TSCKHz is the speed of the time stamp counter by which the guest tells time: the
+	// host's, without KVM. 0: it does not use it.
+	TSCKHz int `json:"tsc_khz,omitempty"`
 }
 
-func shapeOf(cfg *vmm.Config, kvm bool) shape {
-	s := shape{Arch: runtime.GOARCH, KVM: kvm, CPUs: cfg.CPUs, MemoryMiB: cfg.MemoryMiB, Net: cfg.Net != nil}
+func shapeOf(cfg *vmm.Config, h host) shape {
+	s := shape{
+		Arch: runtime.GOARCH, KVM: h.kvm, CPUs: cfg.CPUs, MemoryMiB: cfg.MemoryMiB, Net: cfg.Net != nil, TSCKHz: h.tscKHz,
+	}
 	if s.Net {
 		s.MTU = cfg.Net.MTU
 	}
@@ -59,6 +64,30 @@ func shapeOf(cfg *vmm.Config, kvm bool) shape {
 		s.Disks = append(s.Disks, id)
 	}
 	return s
+}
+
+// Limits on how much a time stamp counter's speed may differ: a part in so many,
+// which is what measurements of one differ by, and how often it is measured until it
+// is another's.
+const (
+	tscTolerance = 1000
+	tscTries     = 5
+)
+
+// checkTime refuses to load the state of a guest whose time would run faster or slower
+// on this host. khz measures the host's time stamp counter; 0: it is unfit.
+func (s shape) checkTime(khz func() int) error {
+	if s.TSCKHz == 0 {
+		return nil
+	}
+	var here int
+	for range tscTries {
+		here = khz()
+		if here > 0 && max(here, s.TSCKHz)-min(here, s.TSCKHz) <= s.TSCKHz/tscTolerance {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: its guest tells time by a time stamp counter of %d kHz, and this host's has %d (0: unfit); take the snapshot again on this host", vmm.ErrIncompatible, s.TSCKHz, here)
 }
 
 // differs names the first thing in which a machine is not as the state's, or "".

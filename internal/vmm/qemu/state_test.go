@@ -17,7 +17,7 @@ func testShape() shape {
 	return shapeOf(&vmm.Config{
 		CPUs: 2, MemoryMiB: 512, Net: &vmm.Net{MTU: 1500},
 		Disks: []vmm.Disk{{ID: "root", ReadOnly: true}, {ID: "scratch"}},
-	}, false)
+	}, host{})
 }
 
 // sealed is a file with a state and its trailer.
@@ -110,6 +110,35 @@ func TestShapeDiffers(t *testing.T) {
 		change(&other)
 		if d := testShape().differs(other); !strings.HasPrefix(d, what+": ") {
 			t.Errorf("%s: %q", what, d)
+		}
+	}
+}
+
+// The time of a guest that is emulated goes as fast as where it was booted.
+func TestCheckTime(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		was  int
+		here []int // as it is measured; the last one again and again
+		fits bool
+	}{
+		{"the same", 2_000_000, []int{2_000_000}, true},
+		{"as exactly as it can be measured", 2_000_000, []int{2_001_900}, true},
+		{"measured wrongly on a busy host", 2_000_000, []int{2_100_000, 1_999_500}, true},
+		{"faster", 2_000_000, []int{2_003_000}, false},
+		{"slower", 2_000_000, []int{1_900_000}, false},
+		{"unfit here", 2_000_000, []int{0}, false},
+		{"not used", 0, []int{2_500_000}, true},
+	} {
+		err := shape{TSCKHz: c.was}.checkTime(func() int {
+			khz := c.here[0]
+			if len(c.here) > 1 {
+				c.here = c.here[1:]
+			}
+			return khz
+		})
+		if (err == nil) != c.fits || (err != nil && (!errors.Is(err, vmm.ErrIncompatible) || !strings.Contains(err.Error(), "2000000 kHz"))) {
+			t.Errorf("%s: %v", c.name, err)
 		}
 	}
 }

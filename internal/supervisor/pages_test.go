@@ -1,0 +1,96 @@
+package supervisor
+
+import (
+	"bufio"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/fcvm/fcvm/internal/paths"
+	"github.com/fcvm/fcvm/internal/snapshot"
+	"github.com/fcvm/fcvm/internal/store"
+	"github.com/fcvm/fcvm/internal/vm"
+	"github.com/fcvm/fcvm/internal/vmm"
+)
+
+// pagesDriver may take memory from a server.
+type pagesDriver struct {
+	vmm.Driver
+	can bool
+}
+
+func (pagesDriver) Name() string { return "fake" }
+
+func (d pagesDriver) Capabilities() vmm.Capabilities { return vmm.Capabilities{PageServer: d.can} }
+
+// A clone that cannot have its memory from where it was asked to is refused before
+// it has as much as a record.
+func TestMemoryIsLookedForFirst(t *testing.T) {
+	for _, c := range []struct {
+		name          string
+		memory        Memory
+		huge, can, is bool // is: a server runs
+		want          error
+		words         string
+	}{
+		{"the file", MemoryFile, false, true, false, nil, ""},
+		{"a server", MemoryServer, false, true, true, nil, ""},
+		{"a server that is not there", MemoryServer, false, true, false, vm.ErrInvalid, "fcvm memory-server -d warm"},
+		{"a server, which the VMM does not know", MemoryServer, false, false, true, vmm.ErrUnsupported, "--memory file"},
+		{"whatever there is", MemoryAuto, false, true, false, nil, ""},
+		{"whatever the VMM can", MemoryAuto, false, false, true, nil, ""},
+		{"huge pages", MemoryAuto, true, true, false, vm.ErrInvalid, "fcvm memory-server -d warm"},
+		{"huge pages from the file", MemoryFile, true, true, true, vm.ErrInvalid, "--memory server"},
+	} {
+		layout := paths.Layout{Data: t.TempDir(), Runtime: t.TempDir()}
+		if c.is {
+			serveStats(t, layout, "0123456789ab")
+		}
+		st, err := store.Open(layout)
+		if err != nil {
+			t.Fatal(err)
+		}
+		snap := &snapshot.Snapshot{Manifest: snapshot.Manifest{ID: "0123456789ab", Name: "warm"}}
+		l := &life{Deps: Deps{Store: st}, Options: Options{Clone: &Clone{Snapshot: snap, Memory: c.memory}}, driver: pagesDriver{can: c.can}}
+		snap.Manifest.Needs = l.host()
+		snap.Manifest.Needs.HugePages = c.huge
+		err = l.checkMemory(t.Context())
+		if !errors.Is(err, c.want) || (err != nil) != (c.want != nil) || (err != nil && !strings.Contains(err.Error(), c.words)) {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		if c.want != nil && !errors.Is(l.findOriginal(t.Context()), c.want) {
+			t.Errorf("%s: it is not looked for", c.name)
+		}
+	}
+}
+
+// serveStats answers as a memory server that is asked for its statistics.
+func serveStats(t *testing.T, l paths.Layout, id string) {
+	t.Helper()
+	path, err := l.MemorySocket(id)
+	if err == nil {
+		err = os.MkdirAll(filepath.Dir(path), 0o700)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ln.Close() })
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = bufio.NewReader(c).ReadString('\n')
+			_, _ = c.Write([]byte(`{"stats":{}}` + "\n"))
+			_ = c.Close()
+		}
+	}()
+}
