@@ -3,6 +3,7 @@ package supervisor
 import (
 	"context"
 	"errors"
+	"net/http"
 	"os"
 	"path/filepath"
 	"testing"
@@ -159,6 +160,7 @@ func newInstance(t *testing.T, m vmm.Machine) *instance {
 		t.Fatal(err)
 	}
 	in := &instance{life: &life{vm: v, Options: Options{Verbose: func(string) {}}}, machine: m}
+	in.agent = serveAgent(t, http.NotFound) // it does not set its clock
 	in.current = in
 	return in
 }
