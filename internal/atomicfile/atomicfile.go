@@ -63,8 +63,19 @@ func tempName(path string) string {
 // Commit writes the file to the disk, puts it in its place, instead of what is
 // there, and closes it.
 func (f *File) Commit() error {
-	err := f.Sync()
-	if err == nil && f.temp == "" {
+	if err := f.Sync(); err != nil {
+		f.Discard()
+		return err
+	}
+	return f.CommitSoon()
+}
+
+// CommitSoon is Commit that leaves it to the kernel when the file is written to the
+// disk. For all processes it is there whole or not at all; when the host loses its
+// power meanwhile, it may be there empty.
+func (f *File) CommitSoon() error {
+	var err error
+	if f.temp == "" {
 		err = f.link()
 	}
 	if err == nil {
@@ -106,13 +117,30 @@ func (f *File) Discard() {
 
 // Write makes a file of data, and replaces what is at path.
 func Write(path string, data []byte, perm os.FileMode) error {
-	f, err := Create(path, perm)
+	f, err := begin(path, data, perm)
 	if err != nil {
 		return err
 	}
-	if _, err := f.Write(data); err != nil {
-		f.Discard()
+	return f.Commit()
+}
+
+// WriteSoon is Write that does not wait for the disk (CommitSoon).
+func WriteSoon(path string, data []byte, perm os.FileMode) error {
+	f, err := begin(path, data, perm)
+	if err != nil {
 		return err
 	}
-	return f.Commit()
+	return f.CommitSoon()
+}
+
+func begin(path string, data []byte, perm os.FileMode) (*File, error) {
+	f, err := Create(path, perm)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := f.Write(data); err != nil {
+		f.Discard()
+		return nil, err
+	}
+	return f, nil
 }

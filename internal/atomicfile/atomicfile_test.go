@@ -32,6 +32,7 @@ func TestCommitAndDiscard(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			dir := t.TempDir()
 			path := filepath.Join(dir, "record")
+			commits := map[string]func(*File) error{"first": (*File).Commit, "and second": (*File).CommitSoon}
 			for _, text := range []string{"first", "and second"} {
 				f, err := create(path, 0o640)
 				if err != nil {
@@ -43,7 +44,7 @@ func TestCommitAndDiscard(t *testing.T) {
 				if b, _ := os.ReadFile(path); string(b) == text {
 					t.Error("it is there before Commit")
 				}
-				if err := f.Commit(); err != nil {
+				if err := commits[text](f); err != nil {
 					t.Fatal(err)
 				}
 				f.Discard()

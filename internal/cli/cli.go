@@ -62,7 +62,9 @@ type app struct {
 	// bridgeSubnet is the network of the bridge that a run may make; empty:
 	// the default.
 	bridgeSubnet string
-	supervise    func(context.Context, supervisor.Deps, supervisor.Options) (supervisor.Result, error)
+	// swept: the data directory and the host were looked after a moment ago.
+	swept     bool
+	supervise func(context.Context, supervisor.Deps, supervisor.Options) (supervisor.Result, error)
 }
 
 func newApp(sys System) *app { return &app{sys: sys, supervise: supervisor.Run} }

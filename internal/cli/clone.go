@@ -12,6 +12,7 @@ import (
 
 	"github.com/fcvm/fcvm/internal/control"
 	"github.com/fcvm/fcvm/internal/logs"
+	"github.com/fcvm/fcvm/internal/paths"
 	"github.com/fcvm/fcvm/internal/snapshot"
 	"github.com/fcvm/fcvm/internal/store"
 	"github.com/fcvm/fcvm/internal/supervisor"
@@ -134,12 +135,17 @@ func runClone(ctx context.Context, a *app, o *cloneOptions) error {
 	if err := o.check(); err != nil {
 		return err
 	}
-	if id := a.sys.getenv(cloneOfEnv); id != "" { // one of several, or in the background
-		n, err := strconv.Atoi(a.sys.getenv(cloneNumberEnv))
+	if number := a.sys.getenv(cloneNumberEnv); number != "" { // one of several, or in the background
+		n, err := strconv.Atoi(number)
 		if err != nil {
 			return fmt.Errorf("start a clone: %s: %w", cloneNumberEnv, err)
 		}
+		id := a.sys.getenv(cloneOfEnv)
+		a.swept = id != "" // by the command that waits for this one
 		return a.runOneClone(ctx, o, id, n)
+	}
+	if o.detach && o.count == 1 && o.snapshot != "" {
+		return a.startClones(ctx, o, "") // at once: all that there is to see it sees itself
 	}
 	st, err := a.openStore()
 	if err != nil {
@@ -159,20 +165,21 @@ func runClone(ctx context.Context, a *app, o *cloneOptions) error {
 	if _, err := o.spec(&snap.Manifest, a.sys.LookupEnv, o.count); err != nil { // the longest hostname
 		return err
 	}
-	a.noteServer(st, o, snap)
+	a.noteServer(st.Layout(), o, snap)
 	if o.count > 1 || o.detach {
 		return a.startClones(ctx, o, snap.Manifest.ID)
 	}
+	a.swept = true
 	return a.runOneClone(ctx, o, snap.Manifest.ID, 1)
 }
 
 // noteServer says that a memory server runs from which the clones could have
 // their memory, to somebody who has not chosen.
-func (a *app) noteServer(st *store.Store, o *cloneOptions, snap *snapshot.Snapshot) {
+func (a *app) noteServer(l paths.Layout, o *cloneOptions, snap *snapshot.Snapshot) {
 	if o.quiet || o.snapshot == "" || o.given("memory") || o.trackDirty || snap.Manifest.Needs.HugePages {
 		return
 	}
-	socket, err := st.Layout().MemorySocket(snap.Manifest.ID)
+	socket, err := l.MemorySocket(snap.Manifest.ID)
 	if err == nil {
 		_, err = os.Stat(socket)
 	}
@@ -279,7 +286,21 @@ func (o *cloneOptions) origin(ctx context.Context, st *store.Store) (*snapshot.S
 	return snap, err
 }
 
-// runOneClone is the supervisor of the n-th clone.
+// holdOrigin holds the snapshot of this id; without one, that which the command
+// names.
+func (a *app) holdOrigin(ctx context.Context, st *store.Store, o *cloneOptions, id string) (*snapshot.Snapshot, error) {
+	if id != "" {
+		return snapshotsOf(st.Layout()).Hold(id)
+	}
+	snap, err := o.origin(ctx, st)
+	if err == nil {
+		a.noteServer(st.Layout(), o, snap)
+	}
+	return snap, err
+}
+
+// runOneClone is the supervisor of the n-th clone, from the snapshot of this id, or,
+// if that is empty, from what the command names.
 func (a *app) runOneClone(ctx context.Context, o *cloneOptions, id string, n int) error {
 	c, err := openConsole(a.sys, consoleOptions{interactive: o.interactive, tty: o.tty, quiet: o.quiet, verbose: o.verbose})
 	if err != nil {
@@ -291,7 +312,7 @@ func (a *app) runOneClone(ctx context.Context, o *cloneOptions, id string, n int
 	if err != nil {
 		return err
 	}
-	snap, err := d.Snapshots.Hold(id)
+	snap, err := a.holdOrigin(ctx, d.Store, o, id)
 	if err != nil {
 		return err
 	}

@@ -15,7 +15,8 @@ import (
 )
 
 // cloneOfEnv and cloneNumberEnv tell a clone command that it is one of several, or
-// the one in the background: which snapshot it starts from, and its number.
+// the one in the background: which snapshot it starts from, if that is not for it
+// to find, and its number.
 const (
 	cloneOfEnv     = "FCVM_CLONE_OF"
 	cloneNumberEnv = "FCVM_CLONE_NUMBER"

@@ -260,8 +260,10 @@ func (a *app) runInBackground(ctx context.Context, o *runOptions) error {
 func (a *app) runSupervisor(ctx context.Context, d supervisor.Deps, opts supervisor.Options, c *console, detach, timings bool) error {
 	if detach {
 		opts.Ready = func(id string) {
-			if e, err := d.Store.Find(id); err == nil && timings {
-				printTimings(a.sys.Stderr, e.Record.Phases)
+			if timings {
+				if e, err := d.Store.Find(id); err == nil {
+					printTimings(a.sys.Stderr, e.Record.Phases)
+				}
 			}
 			letGo(id)
 		}

@@ -38,6 +38,9 @@ func (a *app) openStore() (*store.Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errDataDir, err)
 	}
+	if a.swept {
+		return s, nil
+	}
 	// What a supervisor that was killed has left on the host is removed by the
 	// next command of any kind. A bridge that cannot be looked after concerns
 	// those who want to use it, and tells them.
@@ -53,7 +56,9 @@ func (a *app) openImages() (*image.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	store.Tidy(l)
+	if !a.swept {
+		store.Tidy(l)
+	}
 	s, err := image.Open(l.Images())
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errDataDir, err)

@@ -47,7 +47,7 @@ func keepReserve(dir paths.VMDir, status vm.Status) error {
 	for i := range b {
 		b[i] = byte(i*i>>8 ^ i)
 	}
-	err := atomicfile.Write(dir.Reserve(), b, 0o600)
+	err := atomicfile.WriteSoon(dir.Reserve(), b, 0o600) // what is written has its room already
 	if err != nil && status == vm.StatusCreated {
 		return fmt.Errorf("write %s: %w", dir.Reserve(), err)
 	}

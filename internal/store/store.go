@@ -148,7 +148,7 @@ func (s *Store) create(name string, spec vm.Spec) (*VM, error) {
 	if v.lock, err = tryLock(dir.Lock()); err == nil {
 		if v.lock == nil {
 			err = errors.New("somebody else has locked its new directory")
-		} else if err = v.write(); err != nil {
+		} else if err = writeRecord(dir, &v.rec, writeJSON); err != nil {
 			_ = v.lock.Close()
 		}
 	}
@@ -357,12 +357,16 @@ func (s *Store) removeDir(id string) error {
 	return nil
 }
 
-func writeJSON(path string, v any) error {
+func writeJSON(path string, v any) error { return writeWith(atomicfile.Write, path, v) }
+
+func writeJSONSoon(path string, v any) error { return writeWith(atomicfile.WriteSoon, path, v) }
+
+func writeWith(write func(string, []byte, os.FileMode) error, path string, v any) error {
 	b, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
 		return err
 	}
-	if err := atomicfile.Write(path, append(b, '\n'), 0o600); err != nil {
+	if err := write(path, append(b, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return nil

@@ -34,7 +34,8 @@ func (v *VM) Record() vm.Record {
 func (v *VM) Dir() paths.VMDir { return v.store.layout.VM(v.id) }
 
 // Update changes the record and writes it; when either fails the record stays
-// as it was.
+// as it was. Only a change of the status waits for the disk: all else is of use to
+// those who look while the host is up.
 func (v *VM) Update(change func(*vm.Record) error) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -43,7 +44,11 @@ func (v *VM) Update(change func(*vm.Record) error) error {
 		v.rec = old
 		return err
 	}
-	if err := v.write(); err != nil {
+	write := writeJSON
+	if v.rec.Status == old.Status {
+		write = writeJSONSoon
+	}
+	if err := writeRecord(v.Dir(), &v.rec, write); err != nil {
 		v.rec = old
 		return err
 	}
@@ -60,8 +65,6 @@ func (v *VM) Tell(kind events.Kind, detail string) {
 	r := v.Record()
 	v.store.tell(kind, &r, detail)
 }
-
-func (v *VM) write() error { return writeRecord(v.Dir(), &v.rec, writeJSON) }
 
 // Close lets go of the lock: the VM counts as ended from here on.
 func (v *VM) Close() error {
