@@ -46,6 +46,7 @@ func Read(root string, skip ...string) (map[string]Entry, error) {
 	inodes := map[uint64][]string{}
 	digests := map[uint64]string{}
 	numbers := map[string]uint64{}
+	buf := make([]byte, 64<<10) // the kernel's limit (linux/limits.h)
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -69,7 +70,7 @@ func Read(root string, skip ...string) (map[string]Entry, error) {
 		case unix.S_IFREG:
 			e.Size = st.Size
 			if digests[st.Ino] == "" {
-				if digests[st.Ino], err = digest(path); err != nil {
+				if digests[st.Ino], err = digest(path, buf); err != nil {
 					return err
 				}
 			}
@@ -81,7 +82,7 @@ func Read(root string, skip ...string) (map[string]Entry, error) {
 		case unix.S_IFCHR, unix.S_IFBLK:
 			e.Device = st.Rdev
 		}
-		if e.Xattrs, err = attributes(path); err != nil {
+		if e.Xattrs, err = attributes(path, buf); err != nil {
 			return err
 		}
 		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
@@ -100,21 +101,22 @@ func Read(root string, skip ...string) (map[string]Entry, error) {
 	return tree, err
 }
 
-func digest(path string) (string, error) {
+// digest reads a file through buf: a new buffer for each is most of the work in an
+// emulated guest.
+func digest(path string, buf []byte) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return "", err
 	}
 	defer func() { _ = f.Close() }()
 	sum := sha256.New()
-	_, err = io.Copy(sum, f)
+	_, err = io.CopyBuffer(sum, struct{ io.Reader }{f}, buf)
 	return hex.EncodeToString(sum.Sum(nil)), err
 }
 
 // attributes returns the extended attributes, without those that belong to the
-// host rather than to the image.
-func attributes(path string) (string, error) {
-	buf := make([]byte, 64<<10)
+// host rather than to the image. It reads into buf.
+func attributes(path string, buf []byte) (string, error) {
 	n, err := unix.Llistxattr(path, buf)
 	if errors.Is(err, unix.ENOTSUP) {
 		return "", nil
@@ -122,17 +124,19 @@ func attributes(path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if n == 0 {
+		return "", nil
+	}
 	var all []string
 	for name := range strings.SplitSeq(strings.TrimSuffix(string(buf[:n]), "\x00"), "\x00") {
 		if name == "" || name == "security.selinux" || strings.HasPrefix(name, "user.rootlesscontainers") {
 			continue
 		}
-		value := make([]byte, 64<<10)
-		n, err := unix.Lgetxattr(path, name, value)
+		n, err := unix.Lgetxattr(path, name, buf) // the names are a string of their own
 		if err != nil {
 			return "", err
 		}
-		all = append(all, name+"="+string(value[:n]))
+		all = append(all, name+"="+string(buf[:n]))
 	}
 	slices.Sort(all)
 	return strings.Join(all, " "), nil
