@@ -21,6 +21,9 @@ import (
 // sends is finished, as a header of zeros says.
 const vnetHeader = 10
 
+// tap is the one that the VMM opens.
+var tap = netns.Tap{Name: network.TapName, MTU: mtu}
+
 // tapFrames carries frames over a tap. The tap comes with the VMM, later than
 // the network: until then there is nobody to talk to.
 type tapFrames struct {
@@ -118,9 +121,6 @@ func (f *tapFrames) Close() error {
 // connectTap prepares a network for a VMM that opens a tap by name, in the
 // namespace in which the launcher starts it.
 func (a *attachment) connectTap() error {
-	if err := netns.Check(); err != nil {
-		return fmt.Errorf("%w: usernet: %w", network.ErrUnavailable, err)
-	}
 	carrier := newTapFrames()
 	var err error
 	if a.net, err = newNetstack(carrier, mtu, &a.cfg); err != nil {
@@ -139,7 +139,7 @@ type launcher struct {
 
 // Launch implements vmm.Launcher.
 func (l launcher) Launch(ctx context.Context, c vmm.Command) (vmm.Process, error) {
-	p, uplink, err := netns.Launch(ctx, c, netns.Tap{Name: network.TapName, MTU: mtu}, l.phase.Begin("namespace"))
+	p, uplink, err := netns.Launch(ctx, c, tap, l.phase.Begin("namespace"))
 	if err != nil {
 		return nil, err
 	}

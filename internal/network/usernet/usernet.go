@@ -27,6 +27,7 @@ import (
 
 	"github.com/fcvm/fcvm/internal/network"
 	"github.com/fcvm/fcvm/internal/network/hostport"
+	"github.com/fcvm/fcvm/internal/network/netns"
 	"github.com/fcvm/fcvm/internal/vmm"
 )
 
@@ -36,12 +37,14 @@ import (
 const mtu = 65520
 
 // Backend makes user-mode networks.
-type Backend struct{}
+type Backend struct {
+	probe func(context.Context, netns.Tap) error // says why this host has no tap for a VMM
+}
 
 var _ network.Backend = (*Backend)(nil)
 
 // New returns the backend.
-func New() *Backend { return &Backend{} }
+func New() *Backend { return &Backend{probe: netns.Probe} }
 
 // Name implements network.Backend.
 func (*Backend) Name() string { return "usernet" }
@@ -49,19 +52,18 @@ func (*Backend) Name() string { return "usernet" }
 // Available implements network.Backend.
 func (*Backend) Available() error { return nil }
 
-// Start implements network.Backend. A VMM that takes a socket is given one:
-// that needs nothing of the host. Others get a tap in a namespace of theirs.
+// Start implements network.Backend. A VMM gets a tap in a namespace of its own: by
+// its headers guest and stack leave each other checksums and large segments. Where
+// there can be none, one that takes a socket is given that, which needs nothing of
+// the host.
 func (b *Backend) Start(ctx context.Context, cfg network.Config) (network.Attachment, error) {
 	if cfg.IP.IsValid() {
 		return nil, cfg.Refuse(b.Name(), "--ip "+cfg.IP.String(), "bridge")
 	}
 	a := &attachment{cfg: cfg}
-	connect := a.connectTap
-	switch {
-	case cfg.Capabilities.SockNetwork:
-		connect = a.connectSocket
-	case !cfg.Capabilities.TapNetwork:
-		return nil, fmt.Errorf("%w: usernet: the VMM takes neither a network socket nor a tap", network.ErrUnavailable)
+	connect, err := b.choose(ctx, a)
+	if err != nil {
+		return nil, err
 	}
 	ports, err := hostport.OpenAll(ctx, cfg.Ports)
 	if err != nil {
@@ -76,6 +78,28 @@ func (b *Backend) Start(ctx context.Context, cfg network.Config) (network.Attach
 		a.serve(o)
 	}
 	return a, nil
+}
+
+// choose decides how the VMM is connected.
+func (b *Backend) choose(ctx context.Context, a *attachment) (connect func() error, err error) {
+	can := a.cfg.Capabilities
+	if can.TapNetwork {
+		err := b.probe(ctx, tap)
+		switch {
+		case err == nil:
+			return a.connectTap, nil
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case !can.SockNetwork:
+			return nil, fmt.Errorf("%w: usernet: %w", network.ErrUnavailable, err)
+		case a.cfg.Say != nil:
+			a.cfg.Say(fmt.Sprintf("usernet: the VMM is connected by a socket, which is slower than a tap: %v", err))
+		}
+	}
+	if can.SockNetwork {
+		return a.connectSocket, nil
+	}
+	return nil, fmt.Errorf("%w: usernet: the VMM takes neither a network socket nor a tap", network.ErrUnavailable)
 }
 
 // attachment is one VM's network.
