@@ -112,6 +112,7 @@ func (r *runner) run(t *testing.T) {
 	})
 	t.Run("two VMs", r.testTwo)
 	t.Run("again at once", r.testAgain)
+	t.Run("another VMM", r.testNextVMM)
 	if !r.LinkLocal {
 		t.Run("hidden", r.testHidden)
 	}
@@ -338,6 +339,28 @@ func (r *runner) testAgain(t *testing.T) {
 		}()
 	}
 }
+
+// testNextVMM ends a VM's VMM and starts another one on the same network, as a start
+// from a snapshot that fails is followed by a boot.
+func (r *runner) testNextVMM(t *testing.T) {
+	a := r.Start(t, network.Config{Ports: []network.Port{{HostIP: anywhere, GuestPort: portBulk, Protocol: network.TCP}}})
+	port := find(t, a, portBulk)
+	for range 3 {
+		g := NewGuest(t, a)
+		WantAnswer(t, g.Dial, OutsideName, dnsmessage.TypeA, dnsmessage.RCodeSuccess, NeighbourAddr)
+		r.way(t, g, "tcp4", NeighbourAddr).Bulk(t, smallBulk)
+		in := Way{Listener: g.Listen(t, "tcp4", fmt.Sprintf(":%d", portBulk)), Dial: dialer("tcp4", at("127.0.0.1", port))}
+		in.Bulk(t, smallBulk)
+		client, _ := in.Connect(t) // and goes on to be sent to
+		go func() { _, _ = io.Copy(client, zeros{}) }()
+		g.Kill()
+	}
+}
+
+// zeros never ends.
+type zeros struct{}
+
+func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
 
 // testHidden tries what no guest may reach: link-local addresses, where
 // clouds keep the host's credentials.

@@ -142,8 +142,14 @@ func (a *attachment) Launch(ctx context.Context, c vmm.Command) (vmm.Process, er
 func (a *attachment) connect(ctx context.Context, pid int, c vmm.Command) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.closed || a.slirp != nil {
+	if a.closed {
 		return net.ErrClosed
+	}
+	if before := a.slirp; before != nil { // of a VMM that has ended
+		a.slirp = nil
+		if err := before.close(); err != nil {
+			return err
+		}
 	}
 	s, err := start(ctx, a.program, pid, c)
 	if err != nil {
@@ -153,10 +159,12 @@ func (a *attachment) connect(ctx context.Context, pid int, c vmm.Command) error 
 	go a.watch(s)
 	for i := range a.ports {
 		f := &a.ports[i]
-		if err := f.held.Close(); err != nil {
-			return err
+		if f.held != nil {
+			if err := f.held.Close(); err != nil {
+				return err
+			}
+			f.held = nil
 		}
-		f.held = nil
 		if f.id, err = s.forward(ctx, f.port); err != nil {
 			return err
 		}
@@ -169,7 +177,7 @@ func (a *attachment) watch(s *process) {
 	exit := s.Wait()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if !a.closed {
+	if a.slirp == s {
 		a.lost <- fmt.Errorf("slirp4netns %s", exit.Reason)
 	}
 }

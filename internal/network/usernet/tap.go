@@ -4,9 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
-	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -24,51 +23,26 @@ const vnetHeader = 10
 // tap is the one that the VMM opens.
 var tap = netns.Tap{Name: network.TapName, MTU: mtu}
 
-// tapFrames carries frames over a tap. The tap comes with the VMM, later than
-// the network: until then there is nobody to talk to.
+// tapFrames carries frames over a tap, the other end of the VMM's.
 type tapFrames struct {
-	connected chan struct{}
-	closed    chan struct{}
-	closing   sync.Once
-
-	mu  sync.Mutex
-	tap *os.File
+	file *os.File
+	raw  syscall.RawConn
 }
 
-func newTapFrames() *tapFrames {
-	return &tapFrames{connected: make(chan struct{}), closed: make(chan struct{})}
-}
-
-// connect takes over the tap of a VMM, the first and only one.
-func (f *tapFrames) connect(tap *os.File) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	select {
-	case <-f.closed:
-		return net.ErrClosed
-	default:
-	}
-	if f.tap != nil {
-		return errors.New("the network has a VMM already")
-	}
-	f.tap = tap
-	close(f.connected)
-	return nil
-}
-
-func (f *tapFrames) ReadFrame(b []byte) (int, error) {
-	select {
-	case <-f.connected:
-	case <-f.closed:
-		return 0, net.ErrClosed
-	}
-	raw, err := f.tap.SyscallConn()
+func newTapFrames(file *os.File) (*tapFrames, error) {
+	raw, err := file.SyscallConn()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
+	return &tapFrames{file, raw}, nil
+}
+
+// ReadFrame fails when the VMM has ended, and its namespace with it.
+func (f *tapFrames) ReadFrame(b []byte) (int, error) {
 	var n int
+	var err error
 	var header [vnetHeader]byte
-	readErr := raw.Read(func(fd uintptr) bool {
+	readErr := f.raw.Read(func(fd uintptr) bool {
 		for {
 			if n, err = unix.Readv(int(fd), [][]byte{header[:], b}); !errors.Is(err, unix.EINTR) {
 				return !errors.Is(err, unix.EAGAIN)
@@ -83,20 +57,9 @@ func (f *tapFrames) ReadFrame(b []byte) (int, error) {
 
 // WriteFrame drops a frame that the tap does not take, as a cable would.
 func (f *tapFrames) WriteFrame(parts [][]byte) error {
-	select {
-	case <-f.connected:
-	case <-f.closed:
-		return net.ErrClosed
-	default:
-		return nil
-	}
-	raw, err := f.tap.SyscallConn()
-	if err != nil {
-		return err
-	}
 	var header [vnetHeader]byte
 	iov := append([][]byte{header[:]}, parts...)
-	return raw.Write(func(fd uintptr) bool {
+	return f.raw.Write(func(fd uintptr) bool {
 		for {
 			if _, err := unix.Writev(int(fd), iov); !errors.Is(err, unix.EINTR) {
 				return true
@@ -105,36 +68,25 @@ func (f *tapFrames) WriteFrame(parts [][]byte) error {
 	})
 }
 
-func (f *tapFrames) Close() error {
-	var err error
-	f.closing.Do(func() {
-		close(f.closed)
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		if f.tap != nil {
-			err = f.tap.Close()
-		}
-	})
-	return err
-}
+func (f *tapFrames) Close() error { return f.file.Close() }
 
 // connectTap prepares a network for a VMM that opens a tap by name, in the
 // namespace in which the launcher starts it.
 func (a *attachment) connectTap() error {
-	carrier := newTapFrames()
+	cable := newPlug()
 	var err error
-	if a.net, err = newNetstack(carrier, mtu, &a.cfg); err != nil {
+	if a.net, err = newNetstack(cable, mtu, &a.cfg); err != nil {
 		return err
 	}
 	a.vmm = vmm.Net{MAC: vmm.GuestMAC, MTU: mtu, Tap: network.TapName}
-	a.launcher = launcher{carrier, a.cfg.Phase}
+	a.launcher = launcher{cable, a.cfg.Phase}
 	return nil
 }
 
 // launcher starts a VMM in a namespace with a tap, and connects the tap.
 type launcher struct {
-	frames *tapFrames
-	phase  vmm.Phase
+	cable *plug
+	phase vmm.Phase
 }
 
 // Launch implements vmm.Launcher.
@@ -143,7 +95,11 @@ func (l launcher) Launch(ctx context.Context, c vmm.Command) (vmm.Process, error
 	if err != nil {
 		return nil, err
 	}
-	if err := l.frames.connect(uplink); err != nil {
+	f, err := newTapFrames(uplink)
+	if err == nil {
+		err = l.cable.put(f)
+	}
+	if err != nil {
 		_ = uplink.Close()
 		_ = p.Signal(os.Kill)
 		p.Wait()

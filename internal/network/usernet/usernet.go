@@ -21,9 +21,6 @@ import (
 	"os"
 	"slices"
 	"sync"
-	"syscall"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/fcvm/fcvm/internal/network"
 	"github.com/fcvm/fcvm/internal/network/hostport"
@@ -107,7 +104,7 @@ type attachment struct {
 	cfg network.Config
 	net *netstack
 	vmm vmm.Net
-	// launcher is nil when the VMM may run anywhere.
+
 	launcher vmm.Launcher
 
 	mu    sync.Mutex
@@ -121,43 +118,6 @@ var (
 	_ network.Attachment = (*attachment)(nil)
 	_ network.Publisher  = (*attachment)(nil)
 )
-
-// connectSocket makes a pair of stream sockets: one for QEMU, which writes
-// frames behind their length, and one for the stack.
-func (a *attachment) connectSocket() error {
-	ours, theirs, err := socketPair()
-	if err != nil {
-		return fmt.Errorf("connect the VMM to its network: %w", err)
-	}
-	conn, err := net.FileConn(ours)
-	_ = ours.Close() // FileConn has made its own
-	if err != nil {
-		_ = theirs.Close()
-		return fmt.Errorf("connect the VMM to its network: %w", err)
-	}
-	if a.net, err = newNetstack(newStreamFrames(conn), mtu, &a.cfg); err != nil {
-		_ = conn.Close()
-		_ = theirs.Close()
-		return err
-	}
-	a.vmm = vmm.Net{MAC: vmm.GuestMAC, MTU: mtu, Socket: theirs}
-	return nil
-}
-
-// socketBuffer holds a few dozen of the largest frames; the kernel may give
-// less (net.core.wmem_max).
-const socketBuffer = 2 << 20
-
-func socketPair() (ours, theirs *os.File, err error) {
-	fds, err := syscall.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		return nil, nil, os.NewSyscallError("socketpair", err)
-	}
-	for _, fd := range fds {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, socketBuffer)
-	}
-	return os.NewFile(uintptr(fds[0]), "network"), os.NewFile(uintptr(fds[1]), "network of the VMM"), nil
-}
 
 // serve begins to serve a published port; false: the network is being closed.
 func (a *attachment) serve(o *hostport.Opened) bool {
