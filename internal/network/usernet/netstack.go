@@ -66,18 +66,18 @@ type netstack struct {
 	gate   *gate
 }
 
-// newNetstack connects a new network to a carrier and starts to serve it.
-func newNetstack(carrier frames, mtu int, cfg *network.Config) (*netstack, error) {
-	mac, err := linkAddress(network.GatewayMAC)
-	if err != nil {
+// newNetstack connects a new network to a link, of which it fills in the addresses,
+// and starts to serve it.
+func newNetstack(l *link, cfg *network.Config) (_ *netstack, err error) {
+	if l.mac, err = linkAddress(network.GatewayMAC); err != nil {
 		return nil, err
 	}
-	guestMAC, err := linkAddress(vmm.GuestMAC)
-	if err != nil {
+	if l.guest, err = linkAddress(vmm.GuestMAC); err != nil {
 		return nil, err
 	}
+	l.mtu = mtu
 	n := &netstack{
-		link:   &link{frames: carrier, mtu: uint32(mtu), mac: mac, guest: guestMAC},
+		link:   l,
 		limits: hostport.Limits{TCP: make(chan struct{}, maxTCP), UDP: make(chan struct{}, maxUDP)},
 		pings:  make(chan struct{}, maxPings),
 		dialer: net.Dialer{Timeout: dialTimeout},

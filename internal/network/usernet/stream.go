@@ -26,8 +26,9 @@ type streamFrames struct {
 	mu sync.Mutex // one frame is written at a time
 }
 
-// streamBuffer is what is read ahead: a few of the largest frames.
-const streamBuffer = 256 << 10
+// streamBuffer is what is read ahead, bytes: small frames. The rest of a large one
+// goes straight to where it is wanted.
+const streamBuffer = 4 << 10
 
 func newStreamFrames(conn net.Conn) *streamFrames {
 	return &streamFrames{conn: conn, r: bufio.NewReaderSize(conn, streamBuffer)}
@@ -71,7 +72,7 @@ func (a *attachment) connectSocket() error {
 	}
 	cable, socket := newPlug(), os.NewFile(uintptr(theirs), "network of the VMM")
 	if err = cable.put(newStreamFrames(ours)); err == nil {
-		a.net, err = newNetstack(cable, mtu, &a.cfg)
+		a.net, err = newNetstack(&link{frames: cable}, &a.cfg)
 	}
 	if err != nil {
 		_ = ours.Close()

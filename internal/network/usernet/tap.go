@@ -2,23 +2,41 @@ package usernet
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
 
 	"github.com/fcvm/fcvm/internal/network"
 	"github.com/fcvm/fcvm/internal/network/netns"
 	"github.com/fcvm/fcvm/internal/vmm"
 )
 
-// vnetHeader is the size of the virtio-net header before each frame of a tap
-// with IFF_VNET_HDR. What it says of unfinished checksums and large segments
-// does not matter to a stack that ends the connection; and what the stack
-// sends is finished, as a header of zeros says.
-const vnetHeader = 10
+// vnetHeader is the virtio-net header before each frame of a tap with IFF_VNET_HDR
+// (linux/virtio_net.h, virtio_net_hdr). What it says of unfinished checksums and
+// large segments does not matter to a stack that ends the connection. One of zeros
+// says that nothing is left to be done.
+type vnetHeader [10]byte
+
+// leaveChecksum is the header of a packet that the stack sends. The checksum of TCP
+// is left to whoever looks at it, which is nobody if the guest takes it so; UDP goes
+// without one.
+func leaveChecksum(pkt *stack.PacketBuffer) (h vnetHeader) {
+	if pkt.TransportProtocolNumber != header.TCPProtocolNumber {
+		return h
+	}
+	ip, tcp := header.IPv4(pkt.NetworkHeader().Slice()), header.TCP(pkt.TransportHeader().Slice())
+	tcp.SetChecksum(header.PseudoHeaderChecksum(header.TCPProtocolNumber, ip.SourceAddress(), ip.DestinationAddress(), ip.PayloadLength()))
+	h[0] = unix.VIRTIO_NET_HDR_F_NEEDS_CSUM
+	binary.NativeEndian.PutUint16(h[6:], uint16(header.EthernetMinimumSize+len(ip))) // where the sum begins
+	binary.NativeEndian.PutUint16(h[8:], header.TCPChecksumOffset)                   // where it belongs
+	return h
+}
 
 // tap is the one that the VMM opens.
 var tap = netns.Tap{Name: network.TapName, MTU: mtu}
@@ -41,10 +59,10 @@ func newTapFrames(file *os.File) (*tapFrames, error) {
 func (f *tapFrames) ReadFrame(b []byte) (int, error) {
 	var n int
 	var err error
-	var header [vnetHeader]byte
+	var h vnetHeader
 	readErr := f.raw.Read(func(fd uintptr) bool {
 		for {
-			if n, err = unix.Readv(int(fd), [][]byte{header[:], b}); !errors.Is(err, unix.EINTR) {
+			if n, err = unix.Readv(int(fd), [][]byte{h[:], b}); !errors.Is(err, unix.EINTR) {
 				return !errors.Is(err, unix.EAGAIN)
 			}
 		}
@@ -52,16 +70,15 @@ func (f *tapFrames) ReadFrame(b []byte) (int, error) {
 	if err := errors.Join(readErr, err); err != nil {
 		return 0, err
 	}
-	return max(0, n-vnetHeader), nil
+	return max(0, n-len(h)), nil
 }
 
-// WriteFrame drops a frame that the tap does not take, as a cable would.
+// WriteFrame drops a frame that the tap does not take, as a cable would. The first
+// part is a vnetHeader.
 func (f *tapFrames) WriteFrame(parts [][]byte) error {
-	var header [vnetHeader]byte
-	iov := append([][]byte{header[:]}, parts...)
 	return f.raw.Write(func(fd uintptr) bool {
 		for {
-			if _, err := unix.Writev(int(fd), iov); !errors.Is(err, unix.EINTR) {
+			if _, err := unix.Writev(int(fd), parts); !errors.Is(err, unix.EINTR) {
 				return true
 			}
 		}
@@ -75,7 +92,7 @@ func (f *tapFrames) Close() error { return f.file.Close() }
 func (a *attachment) connectTap() error {
 	cable := newPlug()
 	var err error
-	if a.net, err = newNetstack(cable, mtu, &a.cfg); err != nil {
+	if a.net, err = newNetstack(&link{frames: cable, vnet: true}, &a.cfg); err != nil {
 		return err
 	}
 	a.vmm = vmm.Net{MAC: vmm.GuestMAC, MTU: mtu, Tap: network.TapName}
