@@ -52,29 +52,9 @@ type Server struct {
 
 // New makes a server. It has no sockets of its own: see ServeUDP and ServeTCP.
 func New(c Config) *Server {
-	// The C library's resolver does not find a name that ends with a dot in
-	// the hosts file, and takes a thread for each question.
-	r := &net.Resolver{PreferGo: true}
 	s := &Server{Config: c, resolvConf: "/etc/resolv.conf", slots: make(chan struct{}, maxAtOnce)}
-	if len(c.Servers) > 0 {
-		r.Dial = rotate(c.Servers)
-	}
-	s.lookup = r.LookupNetIP
+	s.lookup = s.lookUp
 	return s
-}
-
-// rotate has each attempt of a resolver go to the next server.
-func rotate(servers []netip.Addr) func(context.Context, string, string) (net.Conn, error) {
-	var mu sync.Mutex
-	next := 0
-	return func(ctx context.Context, protocol, _ string) (net.Conn, error) {
-		mu.Lock()
-		server := servers[next%len(servers)]
-		next++
-		mu.Unlock()
-		var d net.Dialer
-		return d.DialContext(ctx, protocol, netip.AddrPortFrom(server, Port).String())
-	}
 }
 
 // ServeUDP answers on a socket until ctx ends, and closes it.

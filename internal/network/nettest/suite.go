@@ -113,6 +113,9 @@ func (r *runner) run(t *testing.T) {
 	t.Run("two VMs", r.testTwo)
 	t.Run("again at once", r.testAgain)
 	t.Run("another VMM", r.testNextVMM)
+	if r.HostNames {
+		t.Run("silent name server", r.testSilentNames)
+	}
 	if !r.LinkLocal {
 		t.Run("hidden", r.testHidden)
 	}
@@ -182,6 +185,19 @@ func (r *runner) testNames(t *testing.T, g *Guest) {
 			want = NeighbourAddr6
 		}
 		WantAnswer(t, g.Dial, OutsideName, dnsmessage.TypeAAAA, dnsmessage.RCodeSuccess, want)
+	}
+}
+
+// testSilentNames has a first name server that does not answer.
+func (r *runner) testSilentNames(t *testing.T) {
+	_ = r.neighbour.ListenPacket(t, "udp6", "["+NeighbourAddr6+"]:53")
+	a := r.Start(t, network.Config{Servers: []netip.Addr{netip.MustParseAddr(NeighbourAddr6), netip.MustParseAddr(NeighbourAddr)}})
+	g := NewGuest(t, a)
+	for range 2 {
+		code, answers, err := Ask(g.Dial, network.UDP, OutsideName, dnsmessage.TypeA)
+		if err != nil || code != dnsmessage.RCodeSuccess || len(answers) != 1 {
+			t.Errorf("%s %q, %v", code, answers, err)
+		}
 	}
 }
 
