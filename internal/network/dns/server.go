@@ -93,19 +93,18 @@ func (s *Server) ServeTCP(ctx context.Context, l net.Listener) {
 		if err != nil {
 			return
 		}
-		if !s.acquire() {
-			_ = c.Close()
-			continue
-		}
-		tasks.Go(func() {
-			defer s.release()
-			s.serveConn(ctx, c)
-		})
+		tasks.Go(func() { s.ServeConn(ctx, c) })
 	}
 }
 
-func (s *Server) serveConn(ctx context.Context, c net.Conn) {
+// ServeConn answers on one connection until ctx ends, and closes it. One too many is
+// closed at once.
+func (s *Server) ServeConn(ctx context.Context, c net.Conn) {
 	defer func() { _ = c.Close() }()
+	if !s.acquire() {
+		return
+	}
+	defer s.release()
 	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
 	defer stop()
 	for ctx.Err() == nil {

@@ -21,6 +21,9 @@ type HalfConn interface {
 	CloseWrite() error
 	// Abort closes the connection with a reset.
 	Abort()
+	// CopyBuffer is how much a relay may hold for each direction, bytes: the less of
+	// both ends' counts.
+	CopyBuffer() int
 }
 
 // HostConn is a TCP socket of the host.
@@ -32,8 +35,15 @@ func (c HostConn) Abort() {
 	_ = c.Close()
 }
 
-// copyBuffers are shared by all connections of the process.
-var copyBuffers = sync.Pool{New: func() any { b := make([]byte, 128<<10); return &b }}
+// CopyBuffer implements HalfConn.
+func (HostConn) CopyBuffer() int { return MaxCopyBuffer }
+
+// MaxCopyBuffer is as much as is of use to a relay, bytes: two segments of the
+// largest MTU.
+const MaxCopyBuffer = 128 << 10
+
+// copyBuffers are shared by all connections of the process that use the largest.
+var copyBuffers = sync.Pool{New: func() any { b := make([]byte, MaxCopyBuffer); return &b }}
 
 // RelayTCP copies both ways until both ends have said all, or one fails. The
 // end of one direction is passed on as such; a failure, and the end of ctx, as
@@ -47,8 +57,8 @@ func RelayTCP(ctx context.Context, a, b HalfConn) {
 	if err := errors.Join(err, <-back); err != nil {
 		return // both are aborted
 	}
-	_ = a.Close()
 	_ = b.Close()
+	_ = a.Close() // last: a guest may take its time
 }
 
 // copyHalf copies from src to dst. When that fails, both are done for.
@@ -71,11 +81,17 @@ func copyStream(dst, src HalfConn) error {
 		_, err := io.Copy(to.TCPConn, from.TCPConn)
 		return err
 	}
-	buf := copyBuffers.Get().(*[]byte)
-	defer copyBuffers.Put(buf)
+	var buf []byte
+	if size := min(dst.CopyBuffer(), src.CopyBuffer()); size < MaxCopyBuffer {
+		buf = make([]byte, size)
+	} else {
+		shared := copyBuffers.Get().(*[]byte)
+		defer copyBuffers.Put(shared)
+		buf = *shared
+	}
 	// Hidden behind plain interfaces: *net.TCPConn's own ReadFrom would take
 	// a smaller buffer.
-	_, err := io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, *buf)
+	_, err := io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, buf)
 	return err
 }
 
