@@ -100,31 +100,41 @@ type udpService struct {
 	slots chan struct{}
 
 	mu      sync.Mutex
-	clients map[netip.AddrPort]*udpClient
+	clients map[udpPath]*udpClient
 	tasks   sync.WaitGroup
+}
+
+// udpPath is a client, and the address of the host that it knows.
+type udpPath struct {
+	client netip.AddrPort
+	local  netip.Addr
 }
 
 type udpClient struct {
 	service *udpService
-	addr    netip.AddrPort
+	path    udpPath
+	control []byte // of datagrams to it: see localOf
 	guest   net.Conn
 	last    atomic.Int64 // when a datagram came, either way
 }
 
 // Write sends the client a datagram.
-func (c *udpClient) Write(b []byte) (int, error) { return c.service.conn.WriteToUDPAddrPort(b, c.addr) }
+func (c *udpClient) Write(b []byte) (int, error) {
+	n, _, err := c.service.conn.WriteMsgUDPAddrPort(b, c.control, c.path.client)
+	return n, err
+}
 
 func (o *Opened) serveUDP(ctx context.Context, g Guest, slots chan struct{}) {
 	ctx, cancel := context.WithCancel(ctx)
 	s := &udpService{
-		ctx: ctx, conn: o.udp, slots: slots, clients: make(map[netip.AddrPort]*udpClient),
+		ctx: ctx, conn: o.udp, slots: slots, clients: make(map[udpPath]*udpClient),
 		dial: func(client netip.Addr) (net.Conn, error) { return g.DialUDP(client, o.port.GuestPort) },
 	}
 	defer s.tasks.Wait()
 	defer cancel() // nobody can be answered any more
-	buf := make([]byte, MaxDatagram)
+	buf, control := make([]byte, MaxDatagram), make([]byte, maxControl)
 	for {
-		size, from, err := s.conn.ReadFromUDPAddrPort(buf)
+		size, controlSize, _, from, err := s.conn.ReadMsgUDPAddrPort(buf, control)
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
@@ -134,7 +144,7 @@ func (o *Opened) serveUDP(ctx context.Context, g Guest, slots chan struct{}) {
 			}
 			continue
 		}
-		if c := s.client(from); c != nil {
+		if c := s.client(from, control[:controlSize]); c != nil {
 			c.last.Store(time.Now().UnixNano())
 			_, _ = c.guest.Write(buf[:size])
 		}
@@ -143,10 +153,12 @@ func (o *Opened) serveUDP(ctx context.Context, g Guest, slots chan struct{}) {
 
 // client finds or makes the socket that stands for a client; nil when there
 // are too many.
-func (s *udpService) client(from netip.AddrPort) *udpClient {
+func (s *udpService) client(from netip.AddrPort, control []byte) *udpClient {
+	local, control := localOf(control)
+	path := udpPath{from, local}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if c, ok := s.clients[from]; ok {
+	if c, ok := s.clients[path]; ok {
 		return c
 	}
 	if !Acquire(s.slots) {
@@ -157,9 +169,9 @@ func (s *udpService) client(from netip.AddrPort) *udpClient {
 		Release(s.slots)
 		return nil
 	}
-	c := &udpClient{service: s, addr: from, guest: guest}
+	c := &udpClient{service: s, path: path, control: control, guest: guest}
 	c.last.Store(time.Now().UnixNano())
-	s.clients[from] = c
+	s.clients[path] = c
 	s.tasks.Go(c.answer)
 	return c
 }
@@ -172,7 +184,7 @@ func (c *udpClient) answer() {
 	defer stop()
 	passDatagrams(c, c.guest, &c.last, UDPIdle)
 	c.service.mu.Lock()
-	delete(c.service.clients, c.addr)
+	delete(c.service.clients, c.path)
 	c.service.mu.Unlock()
 	_ = c.guest.Close()
 }
