@@ -173,7 +173,7 @@ func (a *attachment) serve() error {
 }
 
 func (a *attachment) servePort(o *hostport.Opened) {
-	limits := hostport.Limits{TCP: make(chan struct{}, maxTCP), UDP: make(chan struct{}, maxUDP)}
+	limits := hostport.Limits{TCP: make(chan struct{}, maxTCP), UDP: hostport.NewFlows(maxUDP)}
 	a.tasks.Go(func() { o.Serve(a.ctx, a, limits) })
 }
 

@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -96,34 +95,32 @@ func copyStream(dst, src HalfConn) error {
 }
 
 // RelayUDP passes datagrams both ways between two connected sockets, until
-// none has come for as long as idle, and closes both.
-func RelayUDP(ctx context.Context, a, b net.Conn, idle time.Duration) {
+// none has come for as long as idle, or one of them is closed, and closes both.
+func RelayUDP(ctx context.Context, a, b net.Conn, flow *Flow, idle time.Duration) {
 	closeBoth := func() { _ = a.Close(); _ = b.Close() }
 	stop := context.AfterFunc(ctx, closeBoth)
 	defer stop()
 	defer closeBoth()
-	var last atomic.Int64
-	last.Store(time.Now().UnixNano())
 	var back sync.WaitGroup
-	back.Go(func() { defer closeBoth(); passDatagrams(a, b, &last, idle) })
-	passDatagrams(b, a, &last, idle)
+	back.Go(func() { defer closeBoth(); passDatagrams(a, b, flow, idle) })
+	passDatagrams(b, a, flow, idle)
 	closeBoth()
 	back.Wait()
 }
 
-// passDatagrams returns when src is closed, or when last, which others may
-// set as well, is idle ago.
-func passDatagrams(dst io.Writer, src net.Conn, last *atomic.Int64, idle time.Duration) {
+// passDatagrams returns when src is closed, or when the flow has been idle for so
+// long.
+func passDatagrams(dst io.Writer, src net.Conn, flow *Flow, idle time.Duration) {
 	buf := make([]byte, MaxDatagram)
 	for {
-		_ = src.SetReadDeadline(time.Unix(0, last.Load()).Add(idle))
+		_ = src.SetReadDeadline(flow.expires(idle))
 		size, err := src.Read(buf)
 		switch {
 		case err == nil:
-			last.Store(time.Now().UnixNano())
+			flow.touch()
 			_, _ = dst.Write(buf[:size]) // a datagram may get lost
 		case isTimeout(err):
-			if time.Since(time.Unix(0, last.Load())) >= idle {
+			if !time.Now().Before(flow.expires(idle)) {
 				return
 			}
 		case !isRefusal(err):

@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -23,11 +22,10 @@ type Guest interface {
 	DialUDP(client netip.Addr, port uint16) (net.Conn, error)
 }
 
-// Limits bound what clients can make the process hold open. The capacity of
-// each is the number at a time.
+// Limits bound what clients can make the process hold open.
 type Limits struct {
-	TCP chan struct{} // connections
-	UDP chan struct{} // clients of UDP ports
+	TCP chan struct{} // connections; its capacity is the number at a time
+	UDP *Flows        // clients of UDP ports
 }
 
 // Serve passes what comes to the port on to the guest. It returns when the
@@ -97,7 +95,7 @@ type udpService struct {
 	ctx   context.Context // its end is the service's
 	conn  *net.UDPConn
 	dial  func(client netip.Addr) (net.Conn, error)
-	slots chan struct{}
+	flows *Flows
 
 	mu      sync.Mutex
 	clients map[udpPath]*udpClient
@@ -115,7 +113,7 @@ type udpClient struct {
 	path    udpPath
 	control []byte // of datagrams to it: see localOf
 	guest   net.Conn
-	last    atomic.Int64 // when a datagram came, either way
+	flow    *Flow
 }
 
 // Write sends the client a datagram.
@@ -124,10 +122,10 @@ func (c *udpClient) Write(b []byte) (int, error) {
 	return n, err
 }
 
-func (o *Opened) serveUDP(ctx context.Context, g Guest, slots chan struct{}) {
+func (o *Opened) serveUDP(ctx context.Context, g Guest, flows *Flows) {
 	ctx, cancel := context.WithCancel(ctx)
 	s := &udpService{
-		ctx: ctx, conn: o.udp, slots: slots, clients: make(map[udpPath]*udpClient),
+		ctx: ctx, conn: o.udp, flows: flows, clients: make(map[udpPath]*udpClient),
 		dial: func(client netip.Addr) (net.Conn, error) { return g.DialUDP(client, o.port.GuestPort) },
 	}
 	defer s.tasks.Wait()
@@ -145,14 +143,14 @@ func (o *Opened) serveUDP(ctx context.Context, g Guest, slots chan struct{}) {
 			continue
 		}
 		if c := s.client(from, control[:controlSize]); c != nil {
-			c.last.Store(time.Now().UnixNano())
+			c.flow.touch()
 			_, _ = c.guest.Write(buf[:size])
 		}
 	}
 }
 
-// client finds or makes the socket that stands for a client; nil when there
-// are too many.
+// client finds or makes the socket that stands for a client; nil when there can be
+// none.
 func (s *udpService) client(from netip.AddrPort, control []byte) *udpClient {
 	local, control := localOf(control)
 	path := udpPath{from, local}
@@ -161,16 +159,12 @@ func (s *udpService) client(from netip.AddrPort, control []byte) *udpClient {
 	if c, ok := s.clients[path]; ok {
 		return c
 	}
-	if !Acquire(s.slots) {
-		return nil
-	}
 	guest, err := s.dial(from.Addr().Unmap())
 	if err != nil {
-		Release(s.slots)
 		return nil
 	}
 	c := &udpClient{service: s, path: path, control: control, guest: guest}
-	c.last.Store(time.Now().UnixNano())
+	c.flow = s.flows.Begin(func() { _ = guest.Close() })
 	s.clients[path] = c
 	s.tasks.Go(c.answer)
 	return c
@@ -179,10 +173,10 @@ func (s *udpService) client(from netip.AddrPort, control []byte) *udpClient {
 // answer passes what the guest sends back to the client, and forgets the
 // client when it is idle.
 func (c *udpClient) answer() {
-	defer Release(c.service.slots)
+	defer c.flow.Done()
 	stop := context.AfterFunc(c.service.ctx, func() { _ = c.guest.Close() })
 	defer stop()
-	passDatagrams(c, c.guest, &c.last, UDPIdle)
+	passDatagrams(c, c.guest, c.flow, UDPIdle)
 	c.service.mu.Lock()
 	delete(c.service.clients, c.path)
 	c.service.mu.Unlock()

@@ -71,7 +71,7 @@ func TestUDPAnswersFromWhereItWasAsked(t *testing.T) {
 		{netip.IPv6Unspecified(), []string{"::1"}},
 	} {
 		t.Run(tt.all.String(), func(t *testing.T) {
-			o := serveUDP(t, tt.all, newEchoGuest(t), Limits{UDP: make(chan struct{}, 10)})
+			o := serveUDP(t, tt.all, newEchoGuest(t), Limits{UDP: NewFlows(10)})
 			client, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.ParseIP(tt.asked[0])})
 			if err != nil {
 				t.Fatal(err)
@@ -96,5 +96,31 @@ func TestUDPAnswersFromWhereItWasAsked(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// With all places taken, a new client has that of the one that is idle for the
+// longest.
+func TestIdlestUDPClientMakesRoom(t *testing.T) {
+	flows := NewFlows(2)
+	o := serveUDP(t, netip.IPv4Unspecified(), newEchoGuest(t), Limits{UDP: flows})
+	clients := make([]net.Conn, 3)
+	for i := range clients {
+		c, err := net.Dial("udp", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), o.Port().HostPort).String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = c.Close() }()
+		clients[i] = c
+	}
+	for _, i := range []int{0, 1, 0, 2, 0} { // 2 has the place of 1
+		if !answers(clients[i]) {
+			t.Fatalf("client %d is not answered", i)
+		}
+	}
+	flows.mu.Lock()
+	defer flows.mu.Unlock()
+	if len(flows.open) != 2 {
+		t.Errorf("%d clients count", len(flows.open))
 	}
 }

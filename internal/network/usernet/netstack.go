@@ -34,7 +34,7 @@ const nic = tcpip.NICID(1)
 const (
 	maxTCP     = 4096
 	maxFast    = 128  // of them have fastBuffer, the first ones
-	maxUDP     = 1024 // pairs of an address of the guest and one outside
+	maxUDP     = 1024 // pairs of an address of the guest and one outside; the idlest makes room
 	maxDialing = 256  // TCP connections that wait for the other side
 	maxPings   = 64   // echo requests that wait for an answer
 )
@@ -92,7 +92,7 @@ func newNetstack(l *link, cfg *network.Config) (_ *netstack, err error) {
 	l.mtu = mtu
 	n := &netstack{
 		link:   l,
-		limits: hostport.Limits{TCP: make(chan struct{}, maxTCP), UDP: make(chan struct{}, maxUDP)},
+		limits: hostport.Limits{TCP: make(chan struct{}, maxTCP), UDP: hostport.NewFlows(maxUDP)},
 		pings:  make(chan struct{}, maxPings),
 		dialer: net.Dialer{Timeout: dialTimeout},
 		gate:   newGate(cfg.Egress),
