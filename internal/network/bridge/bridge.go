@@ -20,6 +20,7 @@
 package bridge
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -86,7 +87,7 @@ func (*Backend) Blocked() string {
 	if err != nil {
 		return ""
 	}
-	return foreignDrop(conn)
+	return cmp.Or(foreignDrop(conn), legacyDrop())
 }
 
 // withLock calls f while nobody else changes what VMs share.
