@@ -71,7 +71,7 @@ func (b *Backend) Start(ctx context.Context, cfg network.Config) (network.Attach
 	if err != nil {
 		return nil, b.Available()
 	}
-	a := &attachment{program: path, servers: cfg.Servers, phase: cfg.Phase, lost: make(chan error, 1)}
+	a := &attachment{program: path, hardened: hardened(ctx, path), servers: cfg.Servers, phase: cfg.Phase, lost: make(chan error, 1)}
 	for _, p := range cfg.Ports {
 		if err := a.check(p); err != nil {
 			return nil, err
@@ -90,11 +90,12 @@ func (b *Backend) Start(ctx context.Context, cfg network.Config) (network.Attach
 
 // attachment is one VM's network.
 type attachment struct {
-	program string
-	servers []netip.Addr
-	vmm     vmm.Net
-	phase   vmm.Phase
-	lost    chan error
+	program  string
+	hardened []string // options of it
+	servers  []netip.Addr
+	vmm      vmm.Net
+	phase    vmm.Phase
+	lost     chan error
 
 	mu     sync.Mutex
 	ports  []forwarded
@@ -151,7 +152,7 @@ func (a *attachment) connect(ctx context.Context, pid int, c vmm.Command) error 
 			return err
 		}
 	}
-	s, err := start(ctx, a.program, pid, c)
+	s, err := a.start(ctx, pid, c)
 	if err != nil {
 		return err
 	}
