@@ -164,6 +164,7 @@ func (a *attachment) serve() error {
 	s := dns.New(c)
 	a.tasks.Go(func() { s.ServeUDP(a.ctx, a.dnsUDP) })
 	a.tasks.Go(func() { s.ServeTCP(a.ctx, a.dnsTCP) })
+	a.tasks.Go(func() { s.Relearn(a.ctx) })
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, o := range a.ports {

@@ -24,6 +24,9 @@ const (
 	maxSize     = 65535
 	connTimeout = 10 * time.Second
 	maxAtOnce   = 64 // questions that wait for an answer
+
+	// relearnPause is how often the names of the egress policy are looked up.
+	relearnPause = 10 * time.Minute
 )
 
 // Config is what a server answers by.
@@ -116,6 +119,32 @@ func (s *Server) ServeConn(ctx context.Context, c net.Conn) {
 		a := s.answer(ctx, network.TCP, query)
 		if a == nil || writeMessage(c, a) != nil {
 			return
+		}
+	}
+}
+
+// Relearn looks up the names that the egress policy lists, at once and then from
+// time to time, until ctx ends: a guest keeps addresses for longer than they are let
+// through, and one that was restored has asked another server, or long ago.
+func (s *Server) Relearn(ctx context.Context) {
+	names := s.Egress.Names()
+	if s.Learn == nil || len(names) == 0 {
+		return
+	}
+	tick := time.NewTicker(relearnPause)
+	defer tick.Stop()
+	for {
+		for _, name := range names {
+			for _, v6 := range []bool{false, true} {
+				one, cancel := context.WithTimeout(ctx, timeout)
+				s.find(one, name, v6) // which tells Learn
+				cancel()
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
 		}
 	}
 }

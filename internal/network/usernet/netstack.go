@@ -169,6 +169,7 @@ func (n *netstack) serveDNS(cfg *network.Config) error {
 	}
 	n.dns = dns.New(dns.Config{Servers: cfg.Servers, Egress: cfg.Egress, Host: gatewayAddr, Learn: n.gate.learn})
 	n.tasks.Go(func() { n.dns.ServeUDP(n.ctx, u) })
+	n.tasks.Go(func() { n.dns.Relearn(n.ctx) })
 	return nil
 }
 
