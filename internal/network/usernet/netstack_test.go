@@ -19,8 +19,10 @@ import (
 func TestBuffersAreBounded(t *testing.T) {
 	n := attach(t, socketVMM).(*attachment).net
 	for _, tt := range []struct{ open, buffer, copied int }{
-		{1, fastBuffer, hostport.MaxCopyBuffer}, {maxFast, fastBuffer, hostport.MaxCopyBuffer},
-		{maxFast + 1, slowBuffer, slowCopy}, {maxTCP, slowBuffer, slowCopy},
+		{1, fastBuffer, hostport.MaxCopyBuffer},
+		{maxFast, fastBuffer, hostport.MaxCopyBuffer},
+		{maxFast + 1, slowBuffer, slowCopy},
+		{maxTCP, slowBuffer, slowCopy},
 	} {
 		for len(n.limits.TCP) < tt.open {
 			hostport.Acquire(n.limits.TCP)
