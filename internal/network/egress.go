@@ -117,6 +117,13 @@ func (e *Egress) AllowsName(name string) bool {
 	return false
 }
 
+// Names are the names outside of the host that the policy lists by themselves.
+func (e *Egress) Names() []string {
+	return slices.DeleteFunc(slices.Clone(e.Domains), func(d string) bool {
+		return strings.HasPrefix(d, "*.") || slices.Contains(HostNames[:], d)
+	})
+}
+
 // AllowsHost reports whether the host itself may be reached: by its name, or by
 // the gateway's address as an entry of its own. A network that happens to hold that
 // address, as 10.0.0.0/8 does, is one of somebody else's.

@@ -7,11 +7,11 @@ import (
 )
 
 // Addresses that names stand for are let through for as long as programs
-// usually keep them, from the last answer on.
+// usually keep them, from the last answer or use on.
 const (
 	learnedFor = time.Hour
 	// MaxLearned bounds how many there are; the one that is the longest
-	// without an answer makes room.
+	// without an answer or use makes room.
 	MaxLearned = 4096
 )
 
@@ -57,12 +57,17 @@ func (l *Learned) forgetOldest() netip.Addr {
 	return oldest
 }
 
-// Has reports whether an address was added, and has not expired.
-func (l *Learned) Has(a netip.Addr) bool {
+// Use reports whether an address was added, and has not expired. It is used by that.
+func (l *Learned) Use(a netip.Addr) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	until, ok := l.until[a.Unmap()]
-	return ok && time.Now().Before(until)
+	a = a.Unmap()
+	until, ok := l.until[a]
+	if now := time.Now(); ok && now.Before(until) {
+		l.until[a] = now.Add(learnedFor)
+		return true
+	}
+	return false
 }
 
 // Expire forgets what has expired, and returns it.

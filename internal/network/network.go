@@ -92,7 +92,8 @@ type Backend interface {
 type Attachment interface {
 	// Net is what the VMM is told; nil: no interface.
 	Net() *vmm.Net
-	// Launcher starts the VMM inside the attachment's namespace; nil: anywhere.
+	// Launcher starts the VMM inside the attachment's namespace; nil: anywhere. It
+	// may start another one after that has ended.
 	Launcher() vmm.Launcher
 	// Ports as opened, with the host ports that were chosen.
 	Ports() []Port

@@ -164,6 +164,7 @@ func (a *attachment) serve() error {
 	s := dns.New(c)
 	a.tasks.Go(func() { s.ServeUDP(a.ctx, a.dnsUDP) })
 	a.tasks.Go(func() { s.ServeTCP(a.ctx, a.dnsTCP) })
+	a.tasks.Go(func() { s.Relearn(a.ctx) })
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, o := range a.ports {
@@ -173,7 +174,7 @@ func (a *attachment) serve() error {
 }
 
 func (a *attachment) servePort(o *hostport.Opened) {
-	limits := hostport.Limits{TCP: make(chan struct{}, maxTCP), UDP: make(chan struct{}, maxUDP)}
+	limits := hostport.Limits{TCP: make(chan struct{}, maxTCP), UDP: hostport.NewFlows(maxUDP)}
 	a.tasks.Go(func() { o.Serve(a.ctx, a, limits) })
 }
 

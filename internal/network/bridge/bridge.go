@@ -20,6 +20,7 @@
 package bridge
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -59,7 +60,8 @@ func (*Backend) Name() string { return "bridge" }
 
 // Available implements network.Backend. It changes nothing.
 func (b *Backend) Available() error {
-	if !netns.Privileged() {
+	// Capabilities alone do not do: they open neither lockPath nor sysctls.
+	if os.Geteuid() != 0 || !netns.Privileged() {
 		return fmt.Errorf("%w: bridge: it needs root: run as root, or use --network usernet, which needs nothing", network.ErrUnavailable)
 	}
 	if err := netns.Check(); err != nil {
@@ -85,7 +87,7 @@ func (*Backend) Blocked() string {
 	if err != nil {
 		return ""
 	}
-	return foreignDrop(conn)
+	return cmp.Or(foreignDrop(conn), legacyDrop())
 }
 
 // withLock calls f while nobody else changes what VMs share.

@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/net/dns/dnsmessage"
+	"golang.org/x/sys/unix"
 
 	"github.com/fcvm/fcvm/internal/network"
 	"github.com/fcvm/fcvm/internal/network/nettest"
@@ -27,8 +28,14 @@ import (
 // roleSupervisor is this program as one that is killed.
 const roleSupervisor = "bridge-supervisor"
 
+// roleAvailable is this program as one that asks whether it can have the bridge.
+const roleAvailable = "bridge-available"
+
 func TestMain(m *testing.M) {
-	nettest.Main(m, map[string]func([]string) error{roleSupervisor: func([]string) error { return supervise() }})
+	nettest.Main(m, map[string]func([]string) error{
+		roleSupervisor: func([]string) error { return supervise() },
+		roleAvailable:  func([]string) error { return New(netip.Prefix{}).Available() },
+	})
 }
 
 // supervise attaches a VM with a process in its namespace, says so, and waits
@@ -55,6 +62,29 @@ func TestConformance(t *testing.T) {
 		Attach:    map[string]vmm.Capabilities{"tap": tapVMM},
 		HostNames: true, KeepsSource: true, Ports6: true, GuestIPv6: true, Ping: true, Egress: true, MaxDatagram: 65507,
 	})
+}
+
+// A user with the capabilities is not root: the lock and the settings are root's.
+func TestCapabilitiesAreNotEnough(t *testing.T) {
+	nettest.Need(t)
+	for _, tt := range []struct {
+		uid  uint32
+		want bool
+	}{{0, true}, {1000, false}} {
+		cmd := exec.Command("/proc/self/exe", roleAvailable)
+		cmd.SysProcAttr = &syscall.SysProcAttr{
+			Credential:  &syscall.Credential{Uid: tt.uid, NoSetGroups: true},
+			AmbientCaps: []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN},
+		}
+		out, err := cmd.CombinedOutput()
+		var ended *exec.ExitError
+		if err != nil && !errors.As(err, &ended) {
+			t.Skipf("no process of user %d can be started here: %v", tt.uid, err)
+		}
+		if (err == nil) != tt.want || err != nil && !strings.Contains(string(out), "it needs root") {
+			t.Errorf("user %d: %v: %s", tt.uid, err, out)
+		}
+	}
 }
 
 func tcpPort(guest uint16) network.Port {

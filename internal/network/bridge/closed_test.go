@@ -2,7 +2,11 @@ package bridge
 
 import (
 	"net"
+	"net/netip"
+	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/fcvm/fcvm/internal/network"
 	"github.com/fcvm/fcvm/internal/network/nettest"
@@ -52,6 +56,34 @@ func TestEgressOnTheBridge(t *testing.T) {
 			if got := reach(func() (net.Conn, error) { return g.Dial("tcp", to.addr) }); got != to.want {
 				t.Errorf("%q: %s is reached: %t", tt.egress, to.addr, got)
 			}
+		}
+	}
+}
+
+// An address that a name stands for is open before the guest has asked for it, and
+// known to be used when it was connected to: so it stays open.
+func TestUsedAddressesAreKnown(t *testing.T) {
+	neighbour := nettest.Need(t)
+	nettest.ServeNames(t, neighbour)
+	e, err := network.ParseEgress([]string{strings.TrimSuffix(nettest.OutsideName, ".")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := start(t, network.Config{Egress: e}).(*attachment)
+	g := nettest.NewGuest(t, a)
+	for family, addr := range map[string]string{"tcp4": nettest.NeighbourAddr, "tcp6": nettest.NeighbourAddr6} {
+		l := neighbour.Listen(t, family, net.JoinHostPort(addr, "0"))
+		go greet(l)
+		if used := a.learned.listUsed(); slices.Contains(used, netip.MustParseAddr(addr)) {
+			t.Errorf("used before it was: %v", used)
+		}
+		for end := time.Now().Add(time.Minute); !reach(func() (net.Conn, error) { return g.Dial(family, l.Addr().String()) }); {
+			if time.Now().After(end) {
+				t.Fatalf("%s is not open", addr)
+			}
+		}
+		if used := a.learned.listUsed(); !slices.Contains(used, netip.MustParseAddr(addr)) {
+			t.Errorf("%s is not among the addresses that were used: %v", addr, used)
 		}
 	}
 }

@@ -131,6 +131,11 @@ func (f field) in(s *nftables.Set, v6 bool) exprs {
 	return append(family(v6), f.load(v6), &expr.Lookup{SourceRegister: 1, SetName: s.Name, SetID: s.ID})
 }
 
+// note is "update @SET { ip daddr }", for an address that was loaded before.
+func note(s *nftables.Set) exprs {
+	return exprs{&expr.Dynset{SrcRegKey: 1, SetName: s.Name, SetID: s.ID, Operation: unix.NFT_DYNSET_OP_UPDATE}}
+}
+
 // protocol is "meta l4proto PROTOCOL".
 func protocol(n byte) exprs {
 	return exprs{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equals([]byte{n})}

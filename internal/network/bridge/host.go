@@ -45,10 +45,33 @@ func parseAlias(l netlink.Link) (member, bool) {
 	return m, err == nil
 }
 
+// maxDumps is how often a list of the kernel's is asked for that changes meanwhile.
+const maxDumps = 20
+
+// whole returns a list of the kernel's that was not changed while it was read: in
+// another one there may be things missing, which nobody must take for gone.
+func whole[T any](list func() ([]T, error)) ([]T, error) {
+	var err error
+	for range maxDumps {
+		var all []T
+		if all, err = list(); err == nil {
+			return all, nil
+		}
+		if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return nil, err
+}
+
+func routes(family int) ([]netlink.Route, error) {
+	return whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, family) })
+}
+
 // members lists the VMs on the bridge, also those whose supervisor has died.
 func members() ([]member, error) {
-	links, err := netlink.LinkList()
-	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+	links, err := whole(netlink.LinkList)
+	if err != nil {
 		return nil, fmt.Errorf("list network interfaces: %w", err)
 	}
 	var list []member
@@ -135,7 +158,7 @@ func (h *host) adopt(want netip.Prefix) error {
 	if h.link.Type() != "bridge" {
 		return fmt.Errorf("%w: %s is there, and no bridge: rename it", network.ErrCollision, LinkName)
 	}
-	addrs, err := netlink.AddrList(h.link, unix.AF_INET)
+	addrs, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(h.link, unix.AF_INET) })
 	if err != nil {
 		return fmt.Errorf("list addresses of %s: %w", LinkName, err)
 	}
@@ -164,11 +187,11 @@ func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
 
 // checkRoutes refuses a network that this host reaches elsewhere.
 func (h *host) checkRoutes() error {
-	routes, err := netlink.RouteList(nil, unix.AF_INET)
-	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+	list, err := routes(unix.AF_INET)
+	if err != nil {
 		return fmt.Errorf("list routes: %w", err)
 	}
-	for _, r := range routes {
+	for _, r := range list {
 		p, ok := prefixOf(r.Dst)
 		if !ok || p.Bits() == 0 || !p.Overlaps(h.subnet) {
 			continue
@@ -186,12 +209,12 @@ func (h *host) checkRoutes() error {
 // not larger. Smaller ones behind it are found out by the guest.
 func uplinkMTU() int {
 	const ethernet = 1500
-	routes, err := netlink.RouteList(nil, unix.AF_INET)
-	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+	list, err := routes(unix.AF_INET)
+	if err != nil {
 		return ethernet
 	}
 	mtu := 0
-	for _, r := range routes {
+	for _, r := range list {
 		if p, ok := prefixOf(r.Dst); ok && p.Bits() > 0 {
 			continue
 		}

@@ -1,13 +1,10 @@
 package bridge
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
-	"sync"
-	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -233,14 +230,9 @@ func (a *attachment) addEgress(c chains, fwd *nftables.Chain, tap exprs) error {
 		c.add(fwd, tap, daddr.within(p), accept())
 	}
 	if len(e.Domains) > 0 {
-		a.learned = &learnedSets{fd: a.ns.Fd()}
-		for i, t := range []nftables.SetDatatype{nftables.TypeIPAddr, nftables.TypeIP6Addr} {
-			s := &nftables.Set{Table: c.table, Name: fmt.Sprintf("names%d", 4+2*i), KeyType: t}
-			if err := c.conn.AddSet(s, nil); err != nil {
-				return err
-			}
-			a.learned.sets[i] = s
-			c.add(fwd, tap, daddr.in(s, i == 1), accept())
+		var err error
+		if a.learned, err = addLearned(c, fwd, tap, a.ns.Fd()); err != nil {
+			return err
 		}
 	}
 	c.add(fwd, tap, reject())
@@ -262,62 +254,4 @@ func (a *attachment) addBridgeEgress(c chains, fwd *nftables.Chain, tap exprs, p
 		}
 	}
 	c.add(fwd, tap, daddr.within(p.subnet), reject())
-}
-
-// learnedSets are the addresses of names in the namespace's rules.
-type learnedSets struct {
-	fd   int
-	sets [2]*nftables.Set // IPv4, IPv6
-
-	mu    sync.Mutex // of the rules
-	known network.Learned
-}
-
-// add is done when the rules have the addresses: the guest is told after.
-func (l *learnedSets) add(addrs []netip.Addr) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	added, removed := l.known.Add(addrs)
-	l.change(added, removed)
-}
-
-func (l *learnedSets) change(added, removed []netip.Addr) {
-	if len(added)+len(removed) == 0 {
-		return
-	}
-	conn, err := nftables.New(nftables.WithNetNSFd(l.fd))
-	if err != nil {
-		return // the guest is refused what it asked for
-	}
-	for _, change := range []struct {
-		addrs []netip.Addr
-		do    func(*nftables.Set, []nftables.SetElement) error
-	}{{removed, conn.SetDeleteElements}, {added, conn.SetAddElements}} {
-		for _, a := range change.addrs {
-			s := l.sets[0]
-			if a.Is6() {
-				s = l.sets[1]
-			}
-			if change.do(s, []nftables.SetElement{{Key: a.AsSlice()}}) != nil {
-				return
-			}
-		}
-	}
-	_ = conn.Flush()
-}
-
-// expire removes addresses that nobody has asked for lately, until ctx ends.
-func (l *learnedSets) expire(ctx context.Context) {
-	tick := time.NewTicker(expirePause)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-			l.mu.Lock()
-			l.change(nil, l.known.Expire())
-			l.mu.Unlock()
-		}
-	}
 }

@@ -74,11 +74,11 @@ func (h *host) forward(say func(string)) error {
 
 // uplink6 is the interface of the way to the world by IPv6, or empty.
 func uplink6() string {
-	routes, err := netlink.RouteList(nil, unix.AF_INET6)
-	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+	list, err := routes(unix.AF_INET6)
+	if err != nil {
 		return ""
 	}
-	for _, r := range routes {
+	for _, r := range list {
 		if p, ok := prefixOf(r.Dst); (!ok || p.Bits() == 0) && r.Type == unix.RTN_UNICAST {
 			if l, err := netlink.LinkByIndex(r.LinkIndex); err == nil && l.Attrs().Name != "lo" {
 				return l.Attrs().Name

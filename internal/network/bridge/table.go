@@ -250,11 +250,15 @@ func foreignDrop(conn *nftables.Conn) string {
 			!refuses(conn, c) || mentions(conn, all, c.Table) {
 			continue
 		}
-		return fmt.Sprintf("the chain %s of the table %s drops what it does not know, so VMs on %s do not reach the world; allow them there "+
-			"(with Docker: iptables -I DOCKER-USER -i %[3]s -j ACCEPT; iptables -I DOCKER-USER -o %[3]s -j ACCEPT; with firewalld: firewall-cmd --zone=trusted --add-interface=%[3]s), or use --network usernet",
-			c.Name, c.Table.Name, LinkName)
+		return dropped(c.Name, c.Table.Name)
 	}
 	return ""
+}
+
+func dropped(chain, table string) string {
+	return fmt.Sprintf("the chain %s of the table %s drops what it does not know, so VMs on %s do not reach the world; allow them there "+
+		"(with Docker: iptables -I DOCKER-USER -i %[3]s -j ACCEPT; iptables -I DOCKER-USER -o %[3]s -j ACCEPT; with firewalld: firewall-cmd --zone=trusted --add-interface=%[3]s), or use --network usernet",
+		chain, table, LinkName)
 }
 
 // refuses reports whether a base chain lets nothing pass that none of its rules

@@ -120,24 +120,71 @@ func (s *Server) find(ctx context.Context, name string, v6 bool) ([]netip.Addr, 
 	return addrs, dnsmessage.RCodeSuccess
 }
 
+// lookUp asks the host's resolver for a name's addresses of a family, "ip4" or
+// "ip6".
+func (s *Server) lookUp(ctx context.Context, family, name string) (addrs []netip.Addr, err error) {
+	servers := s.servers()
+	if len(servers) == 0 { // the hosts file is asked all the same
+		servers = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})} // resolv.conf(5)
+	}
+	inTurn(ctx, servers, func(ctx context.Context, server netip.Addr) bool {
+		addrs, err = resolver(ctx, server).LookupNetIP(ctx, family, name)
+		var dnsErr *net.DNSError
+		return err == nil || errors.As(err, &dnsErr) && dnsErr.IsNotFound
+	})
+	return addrs, err
+}
+
+// resolver asks one name server, until ctx ends. A resolver that knew all of them
+// would wait for the first one longer than the guest waits at all.
+func resolver(ctx context.Context, server netip.Addr) *net.Resolver {
+	dial := func(_ context.Context, protocol, _ string) (net.Conn, error) {
+		var d net.Dialer
+		c, err := d.DialContext(ctx, protocol, netip.AddrPortFrom(server, Port).String())
+		if err != nil {
+			return nil, err
+		}
+		// The resolver itself only turns its back on a question that is not
+		// answered in time.
+		context.AfterFunc(ctx, func() { _ = c.Close() })
+		return c, nil
+	}
+	// The C library's resolver does not find a name that ends with a dot in the
+	// hosts file, and takes a thread for each question.
+	return &net.Resolver{PreferGo: true, Dial: dial}
+}
+
 // forward passes a query on to the name servers, in their order, and returns
 // the first answer; nil: there is none.
-func (s *Server) forward(ctx context.Context, protocol string, query []byte) []byte {
-	servers := s.Servers
-	if len(servers) == 0 {
-		servers = nameServers(s.resolvConf)
-	}
+func (s *Server) forward(ctx context.Context, protocol string, query []byte) (answer []byte) {
+	inTurn(ctx, s.servers(), func(ctx context.Context, server netip.Addr) bool {
+		var err error
+		answer, err = ask(ctx, protocol, server, query)
+		return err == nil
+	})
+	return answer
+}
+
+// inTurn has name servers asked, in their order, until one has answered. Each has
+// its share of the time that is left.
+func inTurn(ctx context.Context, servers []netip.Addr, ask func(ctx context.Context, server netip.Addr) (answered bool)) {
 	for i, server := range servers {
 		deadline, _ := ctx.Deadline()
-		share := time.Until(deadline) / time.Duration(len(servers)-i)
-		one, cancel := context.WithTimeout(ctx, share)
-		a, err := ask(one, protocol, server, query)
+		one, cancel := context.WithTimeout(ctx, time.Until(deadline)/time.Duration(len(servers)-i))
+		answered := ask(one, server)
 		cancel()
-		if err == nil {
-			return a
+		if answered {
+			return
 		}
 	}
-	return nil
+}
+
+// servers are the name servers to ask, now.
+func (s *Server) servers() []netip.Addr {
+	if len(s.Servers) > 0 {
+		return s.Servers
+	}
+	return nameServers(s.resolvConf)
 }
 
 // ask sends one query to one server.

@@ -89,6 +89,38 @@ func TestAnswerTruncated(t *testing.T) {
 	}
 }
 
+// The names of the policy are looked up though nobody asks, those of the host and
+// what has a star are not.
+func TestRelearn(t *testing.T) {
+	r := testResolver(nil, nil)
+	asked := make(chan string, 10)
+	r.lookup = func(_ context.Context, family, name string) ([]netip.Addr, error) {
+		asked <- family + " " + name
+		return []netip.Addr{netip.MustParseAddr("192.0.2.1")}, nil
+	}
+	learned := make(chan []netip.Addr, 10)
+	r.Learn = func(addrs []netip.Addr) { learned <- addrs }
+	r.IPv6 = true
+	var err error
+	if r.Egress, err = network.ParseEgress([]string{"example.org", "*.example.net", network.HostNames[0]}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); r.Relearn(ctx) }()
+	for _, want := range []string{"ip4 example.org.", "ip6 example.org."} {
+		if got := <-asked; got != want {
+			t.Errorf("asked for %q, want %q", got, want)
+		}
+		<-learned
+	}
+	cancel()
+	<-done
+	if len(asked)+len(learned) > 0 {
+		t.Errorf("%d more questions, %d more answers", len(asked), len(learned))
+	}
+}
+
 func TestNameServers(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "resolv.conf")
 	text := "# comment\nsearch example.org\nnameserver 192.0.2.1\nnameserver x\nnameserver\n nameserver 2001:db8::1\nnameserver 192.0.2.3\nnameserver 192.0.2.4\n"

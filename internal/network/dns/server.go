@@ -24,6 +24,9 @@ const (
 	maxSize     = 65535
 	connTimeout = 10 * time.Second
 	maxAtOnce   = 64 // questions that wait for an answer
+
+	// relearnPause is how often the names of the egress policy are looked up.
+	relearnPause = 10 * time.Minute
 )
 
 // Config is what a server answers by.
@@ -52,29 +55,9 @@ type Server struct {
 
 // New makes a server. It has no sockets of its own: see ServeUDP and ServeTCP.
 func New(c Config) *Server {
-	// The C library's resolver does not find a name that ends with a dot in
-	// the hosts file, and takes a thread for each question.
-	r := &net.Resolver{PreferGo: true}
 	s := &Server{Config: c, resolvConf: "/etc/resolv.conf", slots: make(chan struct{}, maxAtOnce)}
-	if len(c.Servers) > 0 {
-		r.Dial = rotate(c.Servers)
-	}
-	s.lookup = r.LookupNetIP
+	s.lookup = s.lookUp
 	return s
-}
-
-// rotate has each attempt of a resolver go to the next server.
-func rotate(servers []netip.Addr) func(context.Context, string, string) (net.Conn, error) {
-	var mu sync.Mutex
-	next := 0
-	return func(ctx context.Context, protocol, _ string) (net.Conn, error) {
-		mu.Lock()
-		server := servers[next%len(servers)]
-		next++
-		mu.Unlock()
-		var d net.Dialer
-		return d.DialContext(ctx, protocol, netip.AddrPortFrom(server, Port).String())
-	}
 }
 
 // ServeUDP answers on a socket until ctx ends, and closes it.
@@ -113,19 +96,18 @@ func (s *Server) ServeTCP(ctx context.Context, l net.Listener) {
 		if err != nil {
 			return
 		}
-		if !s.acquire() {
-			_ = c.Close()
-			continue
-		}
-		tasks.Go(func() {
-			defer s.release()
-			s.serveConn(ctx, c)
-		})
+		tasks.Go(func() { s.ServeConn(ctx, c) })
 	}
 }
 
-func (s *Server) serveConn(ctx context.Context, c net.Conn) {
+// ServeConn answers on one connection until ctx ends, and closes it. One too many is
+// closed at once.
+func (s *Server) ServeConn(ctx context.Context, c net.Conn) {
 	defer func() { _ = c.Close() }()
+	if !s.acquire() {
+		return
+	}
+	defer s.release()
 	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
 	defer stop()
 	for ctx.Err() == nil {
@@ -137,6 +119,32 @@ func (s *Server) serveConn(ctx context.Context, c net.Conn) {
 		a := s.answer(ctx, network.TCP, query)
 		if a == nil || writeMessage(c, a) != nil {
 			return
+		}
+	}
+}
+
+// Relearn looks up the names that the egress policy lists, at once and then from
+// time to time, until ctx ends: a guest keeps addresses for longer than they are let
+// through, and one that was restored has asked another server, or long ago.
+func (s *Server) Relearn(ctx context.Context) {
+	names := s.Egress.Names()
+	if s.Learn == nil || len(names) == 0 {
+		return
+	}
+	tick := time.NewTicker(relearnPause)
+	defer tick.Stop()
+	for {
+		for _, name := range names {
+			for _, v6 := range []bool{false, true} {
+				one, cancel := context.WithTimeout(ctx, timeout)
+				s.find(one, name, v6) // which tells Learn
+				cancel()
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
 		}
 	}
 }

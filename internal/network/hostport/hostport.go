@@ -101,6 +101,10 @@ func open(ctx context.Context, p network.Port) (*Opened, error) {
 			return nil, openError(p, err)
 		}
 		o.udp, local = c.(*net.UDPConn), c.LocalAddr()
+		if err := tellLocal(o.udp, p.HostIP.Is6()); err != nil {
+			_ = o.Close()
+			return nil, fmt.Errorf("publish %s: %w", p, err)
+		}
 	default:
 		return nil, fmt.Errorf("%w: publish %s: protocol %q", vm.ErrInvalid, p, p.Protocol)
 	}

@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -21,6 +20,9 @@ type HalfConn interface {
 	CloseWrite() error
 	// Abort closes the connection with a reset.
 	Abort()
+	// CopyBuffer is how much a relay may hold for each direction, bytes: the less of
+	// both ends' counts.
+	CopyBuffer() int
 }
 
 // HostConn is a TCP socket of the host.
@@ -32,8 +34,15 @@ func (c HostConn) Abort() {
 	_ = c.Close()
 }
 
-// copyBuffers are shared by all connections of the process.
-var copyBuffers = sync.Pool{New: func() any { b := make([]byte, 128<<10); return &b }}
+// CopyBuffer implements HalfConn.
+func (HostConn) CopyBuffer() int { return MaxCopyBuffer }
+
+// MaxCopyBuffer is as much as is of use to a relay, bytes: two segments of the
+// largest MTU.
+const MaxCopyBuffer = 128 << 10
+
+// copyBuffers are shared by all connections of the process that use the largest.
+var copyBuffers = sync.Pool{New: func() any { b := make([]byte, MaxCopyBuffer); return &b }}
 
 // RelayTCP copies both ways until both ends have said all, or one fails. The
 // end of one direction is passed on as such; a failure, and the end of ctx, as
@@ -47,8 +56,8 @@ func RelayTCP(ctx context.Context, a, b HalfConn) {
 	if err := errors.Join(err, <-back); err != nil {
 		return // both are aborted
 	}
-	_ = a.Close()
 	_ = b.Close()
+	_ = a.Close() // last: a guest may take its time
 }
 
 // copyHalf copies from src to dst. When that fails, both are done for.
@@ -71,43 +80,47 @@ func copyStream(dst, src HalfConn) error {
 		_, err := io.Copy(to.TCPConn, from.TCPConn)
 		return err
 	}
-	buf := copyBuffers.Get().(*[]byte)
-	defer copyBuffers.Put(buf)
+	var buf []byte
+	if size := min(dst.CopyBuffer(), src.CopyBuffer()); size < MaxCopyBuffer {
+		buf = make([]byte, size)
+	} else {
+		shared := copyBuffers.Get().(*[]byte)
+		defer copyBuffers.Put(shared)
+		buf = *shared
+	}
 	// Hidden behind plain interfaces: *net.TCPConn's own ReadFrom would take
 	// a smaller buffer.
-	_, err := io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, *buf)
+	_, err := io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, buf)
 	return err
 }
 
 // RelayUDP passes datagrams both ways between two connected sockets, until
-// none has come for as long as idle, and closes both.
-func RelayUDP(ctx context.Context, a, b net.Conn, idle time.Duration) {
+// none has come for as long as idle, or one of them is closed, and closes both.
+func RelayUDP(ctx context.Context, a, b net.Conn, flow *Flow, idle time.Duration) {
 	closeBoth := func() { _ = a.Close(); _ = b.Close() }
 	stop := context.AfterFunc(ctx, closeBoth)
 	defer stop()
 	defer closeBoth()
-	var last atomic.Int64
-	last.Store(time.Now().UnixNano())
 	var back sync.WaitGroup
-	back.Go(func() { defer closeBoth(); passDatagrams(a, b, &last, idle) })
-	passDatagrams(b, a, &last, idle)
+	back.Go(func() { defer closeBoth(); passDatagrams(a, b, flow, idle) })
+	passDatagrams(b, a, flow, idle)
 	closeBoth()
 	back.Wait()
 }
 
-// passDatagrams returns when src is closed, or when last, which others may
-// set as well, is idle ago.
-func passDatagrams(dst io.Writer, src net.Conn, last *atomic.Int64, idle time.Duration) {
+// passDatagrams returns when src is closed, or when the flow has been idle for so
+// long.
+func passDatagrams(dst io.Writer, src net.Conn, flow *Flow, idle time.Duration) {
 	buf := make([]byte, MaxDatagram)
 	for {
-		_ = src.SetReadDeadline(time.Unix(0, last.Load()).Add(idle))
+		_ = src.SetReadDeadline(flow.expires(idle))
 		size, err := src.Read(buf)
 		switch {
 		case err == nil:
-			last.Store(time.Now().UnixNano())
+			flow.touch()
 			_, _ = dst.Write(buf[:size]) // a datagram may get lost
 		case isTimeout(err):
-			if time.Since(time.Unix(0, last.Load())) >= idle {
+			if !time.Now().Before(flow.expires(idle)) {
 				return
 			}
 		case !isRefusal(err):

@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -23,11 +22,10 @@ type Guest interface {
 	DialUDP(client netip.Addr, port uint16) (net.Conn, error)
 }
 
-// Limits bound what clients can make the process hold open. The capacity of
-// each is the number at a time.
+// Limits bound what clients can make the process hold open.
 type Limits struct {
-	TCP chan struct{} // connections
-	UDP chan struct{} // clients of UDP ports
+	TCP chan struct{} // connections; its capacity is the number at a time
+	UDP *Flows        // clients of UDP ports
 }
 
 // Serve passes what comes to the port on to the guest. It returns when the
@@ -97,34 +95,44 @@ type udpService struct {
 	ctx   context.Context // its end is the service's
 	conn  *net.UDPConn
 	dial  func(client netip.Addr) (net.Conn, error)
-	slots chan struct{}
+	flows *Flows
 
 	mu      sync.Mutex
-	clients map[netip.AddrPort]*udpClient
+	clients map[udpPath]*udpClient
 	tasks   sync.WaitGroup
+}
+
+// udpPath is a client, and the address of the host that it knows.
+type udpPath struct {
+	client netip.AddrPort
+	local  netip.Addr
 }
 
 type udpClient struct {
 	service *udpService
-	addr    netip.AddrPort
+	path    udpPath
+	control []byte // of datagrams to it: see localOf
 	guest   net.Conn
-	last    atomic.Int64 // when a datagram came, either way
+	flow    *Flow
 }
 
 // Write sends the client a datagram.
-func (c *udpClient) Write(b []byte) (int, error) { return c.service.conn.WriteToUDPAddrPort(b, c.addr) }
+func (c *udpClient) Write(b []byte) (int, error) {
+	n, _, err := c.service.conn.WriteMsgUDPAddrPort(b, c.control, c.path.client)
+	return n, err
+}
 
-func (o *Opened) serveUDP(ctx context.Context, g Guest, slots chan struct{}) {
+func (o *Opened) serveUDP(ctx context.Context, g Guest, flows *Flows) {
 	ctx, cancel := context.WithCancel(ctx)
 	s := &udpService{
-		ctx: ctx, conn: o.udp, slots: slots, clients: make(map[netip.AddrPort]*udpClient),
+		ctx: ctx, conn: o.udp, flows: flows, clients: make(map[udpPath]*udpClient),
 		dial: func(client netip.Addr) (net.Conn, error) { return g.DialUDP(client, o.port.GuestPort) },
 	}
 	defer s.tasks.Wait()
 	defer cancel() // nobody can be answered any more
-	buf := make([]byte, MaxDatagram)
+	buf, control := make([]byte, MaxDatagram), make([]byte, maxControl)
 	for {
-		size, from, err := s.conn.ReadFromUDPAddrPort(buf)
+		size, controlSize, _, from, err := s.conn.ReadMsgUDPAddrPort(buf, control)
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
@@ -134,32 +142,30 @@ func (o *Opened) serveUDP(ctx context.Context, g Guest, slots chan struct{}) {
 			}
 			continue
 		}
-		if c := s.client(from); c != nil {
-			c.last.Store(time.Now().UnixNano())
+		if c := s.client(from, control[:controlSize]); c != nil {
+			c.flow.touch()
 			_, _ = c.guest.Write(buf[:size])
 		}
 	}
 }
 
-// client finds or makes the socket that stands for a client; nil when there
-// are too many.
-func (s *udpService) client(from netip.AddrPort) *udpClient {
+// client finds or makes the socket that stands for a client; nil when there can be
+// none.
+func (s *udpService) client(from netip.AddrPort, control []byte) *udpClient {
+	local, control := localOf(control)
+	path := udpPath{from, local}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if c, ok := s.clients[from]; ok {
+	if c, ok := s.clients[path]; ok {
 		return c
-	}
-	if !Acquire(s.slots) {
-		return nil
 	}
 	guest, err := s.dial(from.Addr().Unmap())
 	if err != nil {
-		Release(s.slots)
 		return nil
 	}
-	c := &udpClient{service: s, addr: from, guest: guest}
-	c.last.Store(time.Now().UnixNano())
-	s.clients[from] = c
+	c := &udpClient{service: s, path: path, control: control, guest: guest}
+	c.flow = s.flows.Begin(func() { _ = guest.Close() })
+	s.clients[path] = c
 	s.tasks.Go(c.answer)
 	return c
 }
@@ -167,12 +173,12 @@ func (s *udpService) client(from netip.AddrPort) *udpClient {
 // answer passes what the guest sends back to the client, and forgets the
 // client when it is idle.
 func (c *udpClient) answer() {
-	defer Release(c.service.slots)
+	defer c.flow.Done()
 	stop := context.AfterFunc(c.service.ctx, func() { _ = c.guest.Close() })
 	defer stop()
-	passDatagrams(c, c.guest, &c.last, UDPIdle)
+	passDatagrams(c, c.guest, c.flow, UDPIdle)
 	c.service.mu.Lock()
-	delete(c.service.clients, c.addr)
+	delete(c.service.clients, c.path)
 	c.service.mu.Unlock()
 	_ = c.guest.Close()
 }

@@ -65,7 +65,7 @@ type order struct {
 	Parent  int      `json:"parent"`  // id of this process
 	UserNS  bool     `json:"user_ns"` // it was started in a user namespace
 	Tap     Tap      `json:"tap"`
-	Argv    []string `json:"argv"` // the VMM's, its path first
+	Argv    []string `json:"argv"` // the VMM's, its path first; an empty path: there is none to become
 }
 
 // Check says why this host cannot make such a namespace, as far as can be
@@ -86,6 +86,23 @@ func Check() error {
 	return nil
 }
 
+// Probe makes such a namespace, which is gone when it returns, and says why this
+// host cannot. It sees what Check does not: what security modules and filters of
+// system calls refuse (AppArmor's restriction of user namespaces), and kernel
+// modules that are missing.
+func Probe(ctx context.Context, tap Tap) error {
+	if err := Check(); err != nil {
+		return err
+	}
+	tap.Left = true
+	p, _, err := launchShim(ctx, vmm.Command{}, tap, func() {})
+	if err != nil {
+		return err
+	}
+	p.Wait()
+	return nil
+}
+
 // Launch starts cmd in a new network namespace with a tap of this process's
 // user, and returns the process and the descriptor of the tap's other end,
 // which has virtio-net headers of 10 bytes (IFF_VNET_HDR) and is non-blocking.
@@ -94,19 +111,27 @@ func Check() error {
 //
 // Main must be the first thing that this program's main function calls.
 func Launch(ctx context.Context, c vmm.Command, tap Tap, made func()) (*launch.Process, *os.File, error) {
+	p, uplink, err := launchShim(ctx, c, tap, made)
+	if err != nil {
+		return nil, nil, fmt.Errorf("start %s in a network namespace: %w", c.Path, err)
+	}
+	return p, uplink, nil
+}
+
+func launchShim(ctx context.Context, c vmm.Command, tap Tap, made func()) (*launch.Process, *os.File, error) {
 	if os.Args[0] == shimName {
-		return nil, nil, errors.New("start the VMM in a network namespace: this program does not call netns.Main first")
+		return nil, nil, errors.New("this program does not call netns.Main first")
 	}
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return nil, nil, fmt.Errorf("start the VMM in a network namespace: %w", os.NewSyscallError("socketpair", err))
+		return nil, nil, os.NewSyscallError("socketpair", err)
 	}
 	ours, theirs := os.NewFile(uintptr(fds[0]), "control"), os.NewFile(uintptr(fds[1]), "control")
 	defer func() { _ = theirs.Close() }()
 	file, err := net.FileConn(ours)
 	_ = ours.Close()
 	if err != nil {
-		return nil, nil, fmt.Errorf("start the VMM in a network namespace: %w", err)
+		return nil, nil, err
 	}
 	control := file.(*net.UnixConn)
 	defer func() { _ = control.Close() }()
@@ -120,7 +145,7 @@ func Launch(ctx context.Context, c vmm.Command, tap Tap, made func()) (*launch.P
 	if err != nil {
 		_ = p.Signal(syscall.SIGKILL)
 		p.Wait()
-		return nil, nil, fmt.Errorf("start %s in a network namespace: %w", c.Path, err)
+		return nil, nil, err
 	}
 	return p, uplink, nil
 }
@@ -135,7 +160,7 @@ func startShim(ctx context.Context, c vmm.Command, tap Tap, control *os.File) (*
 	}
 	arg, err := json.Marshal(o)
 	if err != nil {
-		return nil, fmt.Errorf("start the VMM in a network namespace: %w", err)
+		return nil, err
 	}
 	cmd := launch.Cmd(c)
 	cmd.Path, cmd.Args = "/proc/self/exe", []string{shimName, string(arg)}

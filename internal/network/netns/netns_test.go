@@ -258,6 +258,20 @@ func TestLaunchErrors(t *testing.T) {
 	}
 }
 
+// What is tried is what Launch does, and nothing of it is left.
+func TestProbe(t *testing.T) {
+	need(t)
+	if err := Probe(t.Context(), testTap); err != nil {
+		t.Error(err)
+	}
+	if err := Probe(t.Context(), Tap{Name: "tap0", MTU: 1 << 20}); err == nil || !strings.Contains(err.Error(), "MTU") {
+		t.Errorf("a tap that cannot be made: %v", err)
+	}
+	if _, err := netlink.LinkByName(testTap.Name); err == nil {
+		t.Error("the tap is in this process's namespace")
+	}
+}
+
 // supervise starts a VMM, prints its process id and waits.
 func supervise() error {
 	p, uplink, err := Launch(context.Background(), vmm.Command{Path: "/proc/self/exe", Args: []string{argSleep}, Dir: "/", Stderr: os.Stderr}, testTap, func() {})
@@ -319,5 +333,13 @@ func BenchmarkLaunch(b *testing.B) {
 		_ = uplink.Close()
 		p.Wait()
 		b.StartTimer()
+	}
+}
+
+func BenchmarkProbe(b *testing.B) {
+	for b.Loop() {
+		if err := Probe(b.Context(), testTap); err != nil {
+			b.Skip(err)
+		}
 	}
 }

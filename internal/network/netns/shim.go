@@ -53,6 +53,9 @@ func (o *order) run() error {
 	if err := o.handOver(uplink); err != nil {
 		return fmt.Errorf("hand the tap over: %w", err)
 	}
+	if o.Argv[0] == "" { // it was about the namespace
+		os.Exit(0)
+	}
 	if err := dropPrivileges(); err != nil {
 		return err
 	}

@@ -170,7 +170,7 @@ func privateFiles(dir string) error {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
 	path := filepath.Join(dir, "resolv.conf")
-	if err := os.WriteFile(path, []byte("nameserver "+NeighbourAddr+"\noptions timeout:2\n"), 0o644); err != nil {
+	if err := os.WriteFile(path, []byte("nameserver "+NeighbourAddr+"\n"), 0o644); err != nil {
 		return err
 	}
 	if err := unix.Mount(path, "/etc/resolv.conf", "", unix.MS_BIND, ""); err != nil {

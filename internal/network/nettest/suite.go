@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -112,6 +113,10 @@ func (r *runner) run(t *testing.T) {
 	})
 	t.Run("two VMs", r.testTwo)
 	t.Run("again at once", r.testAgain)
+	t.Run("another VMM", r.testNextVMM)
+	if r.HostNames {
+		t.Run("silent name server", r.testSilentNames)
+	}
 	if !r.LinkLocal {
 		t.Run("hidden", r.testHidden)
 	}
@@ -181,6 +186,19 @@ func (r *runner) testNames(t *testing.T, g *Guest) {
 			want = NeighbourAddr6
 		}
 		WantAnswer(t, g.Dial, OutsideName, dnsmessage.TypeAAAA, dnsmessage.RCodeSuccess, want)
+	}
+}
+
+// testSilentNames has a first name server that does not answer.
+func (r *runner) testSilentNames(t *testing.T) {
+	_ = r.neighbour.ListenPacket(t, "udp6", "["+NeighbourAddr6+"]:53")
+	a := r.Start(t, network.Config{Servers: []netip.Addr{netip.MustParseAddr(NeighbourAddr6), netip.MustParseAddr(NeighbourAddr)}})
+	g := NewGuest(t, a)
+	for range 2 {
+		code, answers, err := Ask(g.Dial, network.UDP, OutsideName, dnsmessage.TypeA)
+		if err != nil || code != dnsmessage.RCodeSuccess || len(answers) != 1 {
+			t.Errorf("%s %q, %v", code, answers, err)
+		}
 	}
 }
 
@@ -339,6 +357,28 @@ func (r *runner) testAgain(t *testing.T) {
 	}
 }
 
+// testNextVMM ends a VM's VMM and starts another one on the same network, as a start
+// from a snapshot that fails is followed by a boot.
+func (r *runner) testNextVMM(t *testing.T) {
+	a := r.Start(t, network.Config{Ports: []network.Port{{HostIP: anywhere, GuestPort: portBulk, Protocol: network.TCP}}})
+	port := find(t, a, portBulk)
+	for range 3 {
+		g := NewGuest(t, a)
+		WantAnswer(t, g.Dial, OutsideName, dnsmessage.TypeA, dnsmessage.RCodeSuccess, NeighbourAddr)
+		r.way(t, g, "tcp4", NeighbourAddr).Bulk(t, smallBulk)
+		in := Way{Listener: g.Listen(t, "tcp4", fmt.Sprintf(":%d", portBulk)), Dial: dialer("tcp4", at("127.0.0.1", port))}
+		in.Bulk(t, smallBulk)
+		client, _ := in.Connect(t) // and goes on to be sent to
+		go func() { _, _ = io.Copy(client, zeros{}) }()
+		g.Kill()
+	}
+}
+
+// zeros never ends.
+type zeros struct{}
+
+func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
+
 // testHidden tries what no guest may reach: link-local addresses, where
 // clouds keep the host's credentials.
 func (r *runner) testHidden(t *testing.T) {
@@ -372,7 +412,7 @@ func (r *runner) testEgress(t *testing.T) {
 		{"none", closed, closed, closed},
 		{NeighbourAddr + "/32", open, open, closed},
 		{"192.0.2.0/24", closed, closed, closed},
-		{"outside.test", closed, open, closed},
+		{"outside.test", open, open, closed}, // it is looked up in any case
 		{"*.test", closed, open, closed},
 		{"*.outside.test,host.containers.internal", closed, closed, open},
 		{"10.0.0.0/8", closed, closed, closed}, // in which the gateway is, and the bridge
@@ -398,6 +438,12 @@ func (r *runner) testEgress(t *testing.T) {
 				}
 			}
 			out := r.way(t, g, "tcp4", NeighbourAddr)
+			if slices.Contains(e.Names(), "outside.test") {
+				go echo(out.Listener)
+				for end := time.Now().Add(patience); echoOnce(out.Dial, "x") != nil && time.Now().Before(end); {
+					time.Sleep(10 * time.Millisecond)
+				}
+			}
 			want("the address", tt.addr, out.Dial, out.Listener)
 			if tt.addr == closed {
 				if c, err := g.Dial("udp4", NeighbourAddr+":53"); err == nil {

@@ -1,6 +1,7 @@
 package slirp
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -38,10 +40,35 @@ type process struct {
 	log  *os.File
 }
 
+// hardening are the options by which the program, which reads what a guest sends,
+// confines itself: to an empty file system, and to the system calls that it needs.
+var hardening = []string{"--enable-sandbox", "--enable-seccomp"}
+
+// hardened returns those that a program knows.
+func hardened(ctx context.Context, path string) []string {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	help, err := exec.CommandContext(ctx, path, "--help").CombinedOutput()
+	if err != nil {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(hardening), func(option string) bool { return !bytes.Contains(help, []byte(option)) })
+}
+
 // start starts the program for the namespace of the VMM, process pid, whose
 // directory and control group it shares, and returns when the guest has a
-// network.
-func start(ctx context.Context, program string, pid int, beside vmm.Command) (_ *process, err error) {
+// network. Where the host does not let it confine itself (mounts are forbidden in
+// many containers), it does so less.
+func (a *attachment) start(ctx context.Context, pid int, beside vmm.Command) (*process, error) {
+	for options := a.hardened; ; options = options[1:] {
+		p, err := startWith(ctx, a.program, options, pid, beside)
+		if err == nil || len(options) == 0 || ctx.Err() != nil {
+			return p, err
+		}
+	}
+}
+
+func startWith(ctx context.Context, program string, options []string, pid int, beside vmm.Command) (_ *process, err error) {
 	dir := beside.Dir
 	p := &process{}
 	defer func() {
@@ -74,6 +101,7 @@ func start(ctx context.Context, program string, pid int, beside vmm.Command) (_ 
 	cmd := exec.Command(program,
 		"--mtu", strconv.Itoa(mtu), "--exit-fd", "3", "--ready-fd", "4",
 		"--api-socket", socketName, "--netns-type", "path")
+	cmd.Args = append(cmd.Args, options...)
 	if !netns.Privileged() {
 		cmd.Args = append(cmd.Args, "--userns-path", ns+"user")
 	}

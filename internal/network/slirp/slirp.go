@@ -71,7 +71,7 @@ func (b *Backend) Start(ctx context.Context, cfg network.Config) (network.Attach
 	if err != nil {
 		return nil, b.Available()
 	}
-	a := &attachment{program: path, servers: cfg.Servers, phase: cfg.Phase, lost: make(chan error, 1)}
+	a := &attachment{program: path, hardened: hardened(ctx, path), servers: cfg.Servers, phase: cfg.Phase, lost: make(chan error, 1)}
 	for _, p := range cfg.Ports {
 		if err := a.check(p); err != nil {
 			return nil, err
@@ -90,11 +90,12 @@ func (b *Backend) Start(ctx context.Context, cfg network.Config) (network.Attach
 
 // attachment is one VM's network.
 type attachment struct {
-	program string
-	servers []netip.Addr
-	vmm     vmm.Net
-	phase   vmm.Phase
-	lost    chan error
+	program  string
+	hardened []string // options of it
+	servers  []netip.Addr
+	vmm      vmm.Net
+	phase    vmm.Phase
+	lost     chan error
 
 	mu     sync.Mutex
 	ports  []forwarded
@@ -142,10 +143,16 @@ func (a *attachment) Launch(ctx context.Context, c vmm.Command) (vmm.Process, er
 func (a *attachment) connect(ctx context.Context, pid int, c vmm.Command) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.closed || a.slirp != nil {
+	if a.closed {
 		return net.ErrClosed
 	}
-	s, err := start(ctx, a.program, pid, c)
+	if before := a.slirp; before != nil { // of a VMM that has ended
+		a.slirp = nil
+		if err := before.close(); err != nil {
+			return err
+		}
+	}
+	s, err := a.start(ctx, pid, c)
 	if err != nil {
 		return err
 	}
@@ -153,10 +160,12 @@ func (a *attachment) connect(ctx context.Context, pid int, c vmm.Command) error 
 	go a.watch(s)
 	for i := range a.ports {
 		f := &a.ports[i]
-		if err := f.held.Close(); err != nil {
-			return err
+		if f.held != nil {
+			if err := f.held.Close(); err != nil {
+				return err
+			}
+			f.held = nil
 		}
-		f.held = nil
 		if f.id, err = s.forward(ctx, f.port); err != nil {
 			return err
 		}
@@ -169,7 +178,7 @@ func (a *attachment) watch(s *process) {
 	exit := s.Wait()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if !a.closed {
+	if a.slirp == s {
 		a.lost <- fmt.Errorf("slirp4netns %s", exit.Reason)
 	}
 }

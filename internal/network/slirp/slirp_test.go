@@ -2,8 +2,13 @@ package slirp
 
 import (
 	"errors"
+	"fmt"
+	"net"
 	"net/netip"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -26,6 +31,69 @@ func TestConformance(t *testing.T) {
 		Attach:       map[string]vmm.Capabilities{"tap": tapVMM},
 		HostLoopback: true, LinkLocal: true, OneByOne: true, LosesResets: true, KeepsSource: true, MaxDatagram: 9000,
 	})
+}
+
+// The program confines itself, and where it cannot, as in many containers, it serves
+// all the same.
+func TestHardening(t *testing.T) {
+	nettest.Need(t)
+	path, err := exec.LookPath(program)
+	if err != nil {
+		t.Skip("slirp4netns is not installed (Debian package slirp4netns)")
+	}
+	if got := hardened(t.Context(), path); !slices.Equal(got, hardening) {
+		t.Skipf("this slirp4netns knows no more than %q", got)
+	}
+	for _, tt := range []struct {
+		name             string
+		fails            string // an option with which it does not start
+		sandbox, seccomp bool
+	}{
+		{"all", "--no-such-option", true, true},
+		{"no mounts", "--enable-sandbox", false, true},
+		{"nothing", "--enable-seccomp", false, false},
+		{"an old program", "--help", false, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := t.TempDir()
+			script := fmt.Sprintf("#!/bin/sh\ncase \"$*\" in *%s*) exit 1;; esac\nexec %s \"$@\"\n", tt.fails, path)
+			if err := os.WriteFile(filepath.Join(dir, program), []byte(script), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+			a := nettest.Start(t, New(), network.Config{Capabilities: tapVMM})
+			g := nettest.NewGuest(t, a)
+			l := listen(t)
+			defer func() { _ = l.Close() }()
+			_, port, _ := net.SplitHostPort(l.Addr().String())
+			c, err := g.Dial("tcp4", net.JoinHostPort(network.Gateway, port))
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = c.Close()
+			proc := fmt.Sprintf("/proc/%d/", a.(*attachment).slirp.PID())
+			status, err := os.ReadFile(proc + "status")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := strings.Contains(string(status), "Seccomp:\t2"); got != tt.seccomp {
+				t.Errorf("system calls are filtered: %t", got)
+			}
+			_, err = os.Stat(proc + "root/usr")
+			if got := errors.Is(err, os.ErrNotExist); got != tt.sandbox {
+				t.Errorf("it has a file system of its own: %t, %v", got, err)
+			}
+		})
+	}
+}
+
+func listen(t *testing.T) net.Listener {
+	t.Helper()
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
 }
 
 func TestMissingProgram(t *testing.T) {

@@ -19,7 +19,7 @@ func (g *gate) allows(a netip.Addr) bool {
 	if a == gatewayAddr {
 		return g.egress.AllowsHost()
 	}
-	return g.egress.AllowsAddr(a) || g.learned.Has(a)
+	return g.egress.AllowsAddr(a) || g.learned.Use(a)
 }
 
 // learn lets the addresses of a name through that the policy allows. A name's

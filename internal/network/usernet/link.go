@@ -23,15 +23,21 @@ type frames interface {
 	Close() error
 }
 
-// maxFrame is the largest frame that a guest sends: an IP packet of the
-// largest size behind an Ethernet header with a VLAN tag.
-const maxFrame = 65535 + header.EthernetMinimumSize + 4
+const (
+	// maxFrame is the room for a frame of a guest's, bytes. One of its MTU fits.
+	maxFrame = buffer.MaxChunkSize
+	// largeFrame: frames from here on, bytes, are handed to the stack in the memory
+	// that they were read into. Others are copied, so that what waits to be read in
+	// the stack takes little more memory than it has bytes.
+	largeFrame = maxFrame / 2
+)
 
 // link is the stack's side of the one cable there is, to the guest. What the
 // guest sends is checked here: the stack sees IPv4 and ARP that is meant for
 // it, from the one address that the guest has.
 type link struct {
 	frames frames
+	vnet   bool // frames that are written have a virtio-net header before them
 	mtu    uint32
 	mac    tcpip.LinkAddress // of the gateway
 	guest  tcpip.LinkAddress
@@ -43,15 +49,17 @@ type link struct {
 
 var _ stack.LinkEndpoint = (*link)(nil)
 
-// serve delivers the guest's frames until the carrier is closed or fails.
+// serve delivers the guest's frames until the carrier is closed.
 func (l *link) serve() {
-	b := make([]byte, maxFrame)
+	room := buffer.NewViewSize(maxFrame)
+	defer func() { room.Release() }()
 	for {
-		n, err := l.frames.ReadFrame(b)
+		n, err := l.frames.ReadFrame(room.AsSlice())
 		if err != nil {
 			return
 		}
-		if !l.wanted(b[:n]) {
+		b := room.AsSlice()[:n]
+		if !l.wanted(b) {
 			continue
 		}
 		l.mu.RLock()
@@ -60,10 +68,17 @@ func (l *link) serve() {
 		if d == nil {
 			continue
 		}
-		pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{
-			Payload: buffer.MakeWithView(buffer.NewViewWithData(b[header.EthernetMinimumSize:n])),
-		})
-		d.DeliverNetworkPacket(header.Ethernet(b).Type(), pkt)
+		protocol := header.Ethernet(b).Type()
+		var payload *buffer.View
+		if n < largeFrame {
+			payload = buffer.NewViewWithData(b[header.EthernetMinimumSize:])
+		} else {
+			payload, room = room, buffer.NewViewSize(maxFrame)
+			payload.CapLength(n)
+			payload.TrimFront(header.EthernetMinimumSize)
+		}
+		pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithView(payload)})
+		d.DeliverNetworkPacket(protocol, pkt)
 		pkt.DecRef()
 	}
 }
@@ -115,12 +130,24 @@ func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 		dst := pkt.EgressRoute.RemoteLinkAddress
 		eth := header.Ethernet(pkt.LinkHeader().Push(header.EthernetMinimumSize))
 		eth.Encode(&header.EthernetFields{SrcAddr: l.mac, DstAddr: dst, Type: pkt.NetworkProtocolNumber})
-		if err := l.frames.WriteFrame(pkt.AsSlices()); err != nil {
+		var h vnetHeader
+		if l.vnet {
+			h = leaveChecksum(pkt)
+		}
+		if err := l.write(h, pkt.AsSlices()); err != nil {
 			return n, &tcpip.ErrClosedForSend{}
 		}
 		n++
 	}
 	return n, nil
+}
+
+// write writes one frame, given in parts, behind its header if the carrier wants one.
+func (l *link) write(h vnetHeader, parts [][]byte) error {
+	if l.vnet {
+		parts = append([][]byte{h[:]}, parts...)
+	}
+	return l.frames.WriteFrame(parts)
 }
 
 // Attach implements stack.LinkEndpoint.
@@ -139,9 +166,14 @@ func (l *link) IsAttached() bool {
 
 // Capabilities implements stack.LinkEndpoint. Checksums of what comes in are
 // not verified: it comes through this machine's memory, and a VMM's checksum
-// offload leaves them unfinished.
+// offload leaves them unfinished. Those of what goes out are left to the guest, or
+// its kernel's side of the tap, where there is a header to say so.
 func (l *link) Capabilities() stack.LinkEndpointCapabilities {
-	return stack.CapabilityResolutionRequired | stack.CapabilityRXChecksumOffload
+	c := stack.CapabilityResolutionRequired | stack.CapabilityRXChecksumOffload
+	if l.vnet {
+		c |= stack.CapabilityTXChecksumOffload
+	}
+	return c
 }
 
 // MTU implements stack.LinkEndpoint.

@@ -27,11 +27,24 @@ const nic = tcpip.NICID(1)
 
 // What one guest can have open at a time. They bound what a hostile guest
 // costs its host, and are more than an ordinary one uses.
+//
+// A TCP connection takes its two buffers here and two of hostport's, all of which a
+// guest can fill: 4096 of them take 0.9 GiB, where the stack's own sizes would let
+// them have 32 GiB. (The sockets of the host have their limit in net.ipv4.tcp_mem.)
 const (
 	maxTCP     = 4096
-	maxUDP     = 1024 // pairs of an address of the guest and one outside
+	maxFast    = 128  // of them have fastBuffer, the first ones
+	maxUDP     = 1024 // pairs of an address of the guest and one outside; the idlest makes room
 	maxDialing = 256  // TCP connections that wait for the other side
 	maxPings   = 64   // echo requests that wait for an answer
+)
+
+// Sizes of a TCP connection's buffers, for each direction, bytes. The window is half
+// of one.
+const (
+	fastBuffer = 1 << 20
+	slowBuffer = 64 << 10
+	slowCopy   = 16 << 10 // of the relay
 )
 
 const (
@@ -64,21 +77,22 @@ type netstack struct {
 	pings  chan struct{}
 	dialer net.Dialer
 	gate   *gate
+	dns    *dns.Server
 }
 
-// newNetstack connects a new network to a carrier and starts to serve it.
-func newNetstack(carrier frames, mtu int, cfg *network.Config) (*netstack, error) {
-	mac, err := linkAddress(network.GatewayMAC)
-	if err != nil {
+// newNetstack connects a new network to a link, of which it fills in the addresses,
+// and starts to serve it.
+func newNetstack(l *link, cfg *network.Config) (_ *netstack, err error) {
+	if l.mac, err = linkAddress(network.GatewayMAC); err != nil {
 		return nil, err
 	}
-	guestMAC, err := linkAddress(vmm.GuestMAC)
-	if err != nil {
+	if l.guest, err = linkAddress(vmm.GuestMAC); err != nil {
 		return nil, err
 	}
+	l.mtu = mtu
 	n := &netstack{
-		link:   &link{frames: carrier, mtu: uint32(mtu), mac: mac, guest: guestMAC},
-		limits: hostport.Limits{TCP: make(chan struct{}, maxTCP), UDP: make(chan struct{}, maxUDP)},
+		link:   l,
+		limits: hostport.Limits{TCP: make(chan struct{}, maxTCP), UDP: hostport.NewFlows(maxUDP)},
 		pings:  make(chan struct{}, maxPings),
 		dialer: net.Dialer{Timeout: dialTimeout},
 		gate:   newGate(cfg.Egress),
@@ -131,31 +145,31 @@ func (n *netstack) configure() error {
 		return stackError(err)
 	}
 	sack, wait := tcpip.TCPSACKEnabled(true), tcpip.TCPTimeWaitTimeoutOption(timeWait)
-	for _, o := range []tcpip.SettableTransportProtocolOption{&sack, &wait} {
+	for _, o := range []tcpip.SettableTransportProtocolOption{
+		&sack, &wait,
+		&tcpip.TCPSendBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: slowBuffer, Max: fastBuffer},
+		&tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: slowBuffer, Max: fastBuffer},
+	} {
 		if err := n.stack.SetTransportProtocolOption(tcp.ProtocolNumber, o); err != nil {
 			return stackError(err)
 		}
 	}
-	n.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, tcp.NewForwarder(n.stack, 0, maxDialing, n.forwardTCP).HandlePacket)
+	n.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, tcp.NewForwarder(n.stack, slowBuffer, maxDialing, n.forwardTCP).HandlePacket)
 	n.stack.SetTransportProtocolHandler(udp.ProtocolNumber, udp.NewForwarder(n.stack, n.forwardUDP).HandlePacket)
 	return nil
 }
 
-// serveDNS opens the name server's port on the link, UDP and TCP.
+// serveDNS opens the name server's UDP port on the link; forwardTCP knows the other
+// one, so that its connections count as others do.
 func (n *netstack) serveDNS(cfg *network.Config) error {
 	addr := tcpip.FullAddress{NIC: nic, Addr: stackAddr(dnsAddr), Port: dns.Port}
 	u, err := gonet.DialUDP(n.stack, &addr, nil, ipv4.ProtocolNumber)
 	if err != nil {
 		return fmt.Errorf("open the DNS server's port: %w", err)
 	}
-	t, err := gonet.ListenTCP(n.stack, addr, ipv4.ProtocolNumber)
-	if err != nil {
-		_ = u.Close()
-		return fmt.Errorf("open the DNS server's port: %w", err)
-	}
-	s := dns.New(dns.Config{Servers: cfg.Servers, Egress: cfg.Egress, Host: gatewayAddr, Learn: n.gate.learn})
-	n.tasks.Go(func() { s.ServeUDP(n.ctx, u) })
-	n.tasks.Go(func() { s.ServeTCP(n.ctx, t) })
+	n.dns = dns.New(dns.Config{Servers: cfg.Servers, Egress: cfg.Egress, Host: gatewayAddr, Learn: n.gate.learn})
+	n.tasks.Go(func() { n.dns.ServeUDP(n.ctx, u) })
+	n.tasks.Go(func() { n.dns.Relearn(n.ctx) })
 	return nil
 }
 

@@ -107,5 +107,5 @@ func (n *netstack) replyEcho(addr netip.Addr, ident uint16, reply header.ICMPv4)
 	icmp.SetIdent(ident)
 	icmp.SetChecksum(0)
 	icmp.SetChecksum(^checksum.Checksum(icmp, 0))
-	_ = n.link.frames.WriteFrame([][]byte{b})
+	_ = n.link.write(vnetHeader{}, [][]byte{b})
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
@@ -13,19 +14,58 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 
 	"github.com/fcvm/fcvm/internal/network"
+	"github.com/fcvm/fcvm/internal/network/dns"
 	"github.com/fcvm/fcvm/internal/network/hostport"
 )
 
 // guestConn is the stack's end of a TCP connection with the guest.
 type guestConn struct {
 	*gonet.TCPConn
-	ep tcpip.Endpoint
+	ep   tcpip.Endpoint
+	fast bool // it has fastBuffer
 }
 
-// Abort closes the connection with a reset.
-func (c guestConn) Abort() {
-	c.ep.SocketOptions().SetLinger(tcpip.LingerOption{Enabled: true})
-	_ = c.Close()
+// newGuestConn sizes a connection's buffers, for good. It is counted among
+// limits.TCP.
+func (n *netstack) newGuestConn(wq *waiter.Queue, ep tcpip.Endpoint) guestConn {
+	c, size := guestConn{gonet.NewTCPConn(wq, ep), ep, len(n.limits.TCP) <= maxFast}, int64(slowBuffer)
+	if c.fast {
+		size = fastBuffer
+	}
+	ep.SocketOptions().SetSendBufferSize(size, true)
+	ep.SocketOptions().SetReceiveBufferSize(size, true)
+	return c
+}
+
+// CopyBuffer implements hostport.HalfConn.
+func (c guestConn) CopyBuffer() int {
+	if c.fast {
+		return hostport.MaxCopyBuffer
+	}
+	return slowCopy
+}
+
+// Abort ends the connection with a reset, also one that is closed.
+func (c guestConn) Abort() { c.ep.Abort() }
+
+// lingerTime is how long a guest is given to take what was written before Close: it
+// may be paused for a while.
+const lingerTime = 2 * time.Minute
+
+// Close returns when the guest has taken all that was written, or resets the
+// connection: whoever counts connections has to count it until then.
+func (c guestConn) Close() error {
+	err := c.TCPConn.Close()
+	deadline := time.Now().Add(lingerTime)
+	for pause := time.Millisecond; time.Now().Before(deadline); pause = min(2*pause, 100*time.Millisecond) {
+		switch tcp.EndpointState(c.ep.State()) {
+		case tcp.StateFinWait2, tcp.StateTimeWait, tcp.StateClose, tcp.StateError:
+			return err // the end was acknowledged
+		}
+		time.Sleep(pause)
+	}
+	c.Abort()
+	return err
 }
 
 // destination is where a connection to addr really goes: the gateway stands
@@ -50,26 +90,43 @@ func (n *netstack) forwardTCP(r *tcp.ForwarderRequest) {
 	}
 	defer n.tasks.Done()
 	id := r.ID()
-	dst, ok := n.allowed(netAddr(id.LocalAddress))
-	if !ok || !hostport.Acquire(n.limits.TCP) {
+	addr := netAddr(id.LocalAddress)
+	toDNS := addr == dnsAddr && id.LocalPort == dns.Port
+	dst, ok := n.allowed(addr)
+	if !ok && !toDNS || !hostport.Acquire(n.limits.TCP) {
 		r.Complete(true)
 		return
 	}
 	defer hostport.Release(n.limits.TCP)
+	if toDNS {
+		if c, ok := n.complete(r); ok {
+			n.dns.ServeConn(n.ctx, c)
+		}
+		return
+	}
 	out, err := n.dialer.DialContext(n.ctx, "tcp4", netip.AddrPortFrom(dst, id.LocalPort).String())
 	if err != nil {
 		r.Complete(true) // refused; also where the other side was silent for too long
 		return
 	}
 	host := hostport.HostConn{TCPConn: out.(*net.TCPConn)}
-	var wq waiter.Queue
-	ep, terr := r.CreateEndpoint(&wq)
-	r.Complete(false)
-	if terr != nil {
+	guest, ok := n.complete(r)
+	if !ok {
 		host.Abort()
 		return
 	}
-	hostport.RelayTCP(n.ctx, guestConn{gonet.NewTCPConn(&wq, ep), ep}, host)
+	hostport.RelayTCP(n.ctx, guest, host)
+}
+
+// complete answers the guest's SYN.
+func (n *netstack) complete(r *tcp.ForwarderRequest) (guestConn, bool) {
+	var wq waiter.Queue
+	ep, err := r.CreateEndpoint(&wq)
+	r.Complete(false)
+	if err != nil {
+		return guestConn{}, false
+	}
+	return n.newGuestConn(&wq, ep), true
 }
 
 // asClient is the address from which the guest sees a client: its own, if the
@@ -88,6 +145,7 @@ func (n *netstack) DialTCP(ctx context.Context, client netip.Addr, port uint16) 
 	if terr != nil {
 		return nil, stackError(terr)
 	}
+	c := n.newGuestConn(&wq, ep)
 	entry, ready := waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventErr | waiter.EventHUp)
 	wq.EventRegister(&entry)
 	defer wq.EventUnregister(&entry)
@@ -108,5 +166,5 @@ func (n *netstack) DialTCP(ctx context.Context, client netip.Addr, port uint16) 
 		ep.Close()
 		return nil, fmt.Errorf("connect to the guest's port %d: %w", port, stackError(terr))
 	}
-	return guestConn{gonet.NewTCPConn(&wq, ep), ep}, nil
+	return c, nil
 }

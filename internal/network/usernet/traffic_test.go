@@ -28,7 +28,7 @@ func TestConformance(t *testing.T) {
 	nettest.Run(t, nettest.Suite{
 		New: func() network.Backend { return New() },
 		Attach: map[string]vmm.Capabilities{
-			"socket": {SockNetwork: true, TapNetwork: true},
+			"socket": {SockNetwork: true},
 			"tap":    {TapNetwork: true},
 		},
 		HostLoopback: true, HostNames: true, Ports6: true, KeepsSource: true, Ping: true, Egress: true, MaxDatagram: hostport.MaxDatagram,

@@ -19,28 +19,28 @@ import (
 func (n *netstack) forwardUDP(r *udp.ForwarderRequest) {
 	id := r.ID()
 	dst, ok := n.allowed(netAddr(id.LocalAddress))
-	if !ok || !hostport.Acquire(n.limits.UDP) {
+	if !ok {
 		return
 	}
 	host, err := n.dialer.DialContext(n.ctx, "udp4", netip.AddrPortFrom(dst, id.LocalPort).String())
 	if err != nil {
-		hostport.Release(n.limits.UDP)
 		return
 	}
 	var wq waiter.Queue
 	ep, terr := r.CreateEndpoint(&wq)
 	if terr != nil {
 		_ = host.Close()
-		hostport.Release(n.limits.UDP)
 		return
 	}
+	guest := gonet.NewUDPConn(&wq, ep)
+	flow := n.limits.UDP.Begin(func() { _ = guest.Close(); _ = host.Close() })
 	n.tasks.Go(func() {
-		defer hostport.Release(n.limits.UDP)
+		defer flow.Done()
 		idle := hostport.UDPIdle
 		if id.LocalPort == dns.Port {
 			idle = udpIdleDNS
 		}
-		hostport.RelayUDP(n.ctx, gonet.NewUDPConn(&wq, ep), host, idle)
+		hostport.RelayUDP(n.ctx, guest, host, flow, idle)
 	})
 }
 

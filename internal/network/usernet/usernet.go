@@ -21,12 +21,10 @@ import (
 	"os"
 	"slices"
 	"sync"
-	"syscall"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/fcvm/fcvm/internal/network"
 	"github.com/fcvm/fcvm/internal/network/hostport"
+	"github.com/fcvm/fcvm/internal/network/netns"
 	"github.com/fcvm/fcvm/internal/vmm"
 )
 
@@ -36,12 +34,14 @@ import (
 const mtu = 65520
 
 // Backend makes user-mode networks.
-type Backend struct{}
+type Backend struct {
+	probe func(context.Context, netns.Tap) error // says why this host has no tap for a VMM
+}
 
 var _ network.Backend = (*Backend)(nil)
 
 // New returns the backend.
-func New() *Backend { return &Backend{} }
+func New() *Backend { return &Backend{probe: netns.Probe} }
 
 // Name implements network.Backend.
 func (*Backend) Name() string { return "usernet" }
@@ -49,19 +49,18 @@ func (*Backend) Name() string { return "usernet" }
 // Available implements network.Backend.
 func (*Backend) Available() error { return nil }
 
-// Start implements network.Backend. A VMM that takes a socket is given one:
-// that needs nothing of the host. Others get a tap in a namespace of theirs.
+// Start implements network.Backend. A VMM gets a tap in a namespace of its own: by
+// its headers guest and stack leave each other checksums and large segments. Where
+// there can be none, one that takes a socket is given that, which needs nothing of
+// the host.
 func (b *Backend) Start(ctx context.Context, cfg network.Config) (network.Attachment, error) {
 	if cfg.IP.IsValid() {
 		return nil, cfg.Refuse(b.Name(), "--ip "+cfg.IP.String(), "bridge")
 	}
 	a := &attachment{cfg: cfg}
-	connect := a.connectTap
-	switch {
-	case cfg.Capabilities.SockNetwork:
-		connect = a.connectSocket
-	case !cfg.Capabilities.TapNetwork:
-		return nil, fmt.Errorf("%w: usernet: the VMM takes neither a network socket nor a tap", network.ErrUnavailable)
+	connect, err := b.choose(ctx, a)
+	if err != nil {
+		return nil, err
 	}
 	ports, err := hostport.OpenAll(ctx, cfg.Ports)
 	if err != nil {
@@ -78,12 +77,34 @@ func (b *Backend) Start(ctx context.Context, cfg network.Config) (network.Attach
 	return a, nil
 }
 
+// choose decides how the VMM is connected.
+func (b *Backend) choose(ctx context.Context, a *attachment) (connect func() error, err error) {
+	can := a.cfg.Capabilities
+	if can.TapNetwork {
+		err := b.probe(ctx, tap)
+		switch {
+		case err == nil:
+			return a.connectTap, nil
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case !can.SockNetwork:
+			return nil, fmt.Errorf("%w: usernet: %w", network.ErrUnavailable, err)
+		case a.cfg.Say != nil:
+			a.cfg.Say(fmt.Sprintf("usernet: the VMM is connected by a socket, which is slower than a tap: %v", err))
+		}
+	}
+	if can.SockNetwork {
+		return a.connectSocket, nil
+	}
+	return nil, fmt.Errorf("%w: usernet: the VMM takes neither a network socket nor a tap", network.ErrUnavailable)
+}
+
 // attachment is one VM's network.
 type attachment struct {
 	cfg network.Config
 	net *netstack
 	vmm vmm.Net
-	// launcher is nil when the VMM may run anywhere.
+
 	launcher vmm.Launcher
 
 	mu    sync.Mutex
@@ -97,43 +118,6 @@ var (
 	_ network.Attachment = (*attachment)(nil)
 	_ network.Publisher  = (*attachment)(nil)
 )
-
-// connectSocket makes a pair of stream sockets: one for QEMU, which writes
-// frames behind their length, and one for the stack.
-func (a *attachment) connectSocket() error {
-	ours, theirs, err := socketPair()
-	if err != nil {
-		return fmt.Errorf("connect the VMM to its network: %w", err)
-	}
-	conn, err := net.FileConn(ours)
-	_ = ours.Close() // FileConn has made its own
-	if err != nil {
-		_ = theirs.Close()
-		return fmt.Errorf("connect the VMM to its network: %w", err)
-	}
-	if a.net, err = newNetstack(newStreamFrames(conn), mtu, &a.cfg); err != nil {
-		_ = conn.Close()
-		_ = theirs.Close()
-		return err
-	}
-	a.vmm = vmm.Net{MAC: vmm.GuestMAC, MTU: mtu, Socket: theirs}
-	return nil
-}
-
-// socketBuffer holds a few dozen of the largest frames; the kernel may give
-// less (net.core.wmem_max).
-const socketBuffer = 2 << 20
-
-func socketPair() (ours, theirs *os.File, err error) {
-	fds, err := syscall.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		return nil, nil, os.NewSyscallError("socketpair", err)
-	}
-	for _, fd := range fds {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, socketBuffer)
-	}
-	return os.NewFile(uintptr(fds[0]), "network"), os.NewFile(uintptr(fds[1]), "network of the VMM"), nil
-}
 
 // serve begins to serve a published port; false: the network is being closed.
 func (a *attachment) serve(o *hostport.Opened) bool {

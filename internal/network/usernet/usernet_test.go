@@ -1,6 +1,7 @@
 package usernet
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
 	"github.com/fcvm/fcvm/internal/network"
+	"github.com/fcvm/fcvm/internal/network/netns"
 	"github.com/fcvm/fcvm/internal/network/nettest"
 	"github.com/fcvm/fcvm/internal/vmm"
 )
@@ -88,6 +90,42 @@ func TestCloseWithGuestThatDoesNotRead(t *testing.T) {
 		}
 	case <-time.After(patience):
 		t.Fatal("the network does not close")
+	}
+}
+
+// A tap is preferred; a socket takes its place where namespaces are forbidden, which
+// is said.
+func TestTapOrSocket(t *testing.T) {
+	forbidden := errors.New("namespaces are forbidden")
+	for _, tt := range []struct {
+		name  string
+		caps  vmm.Capabilities
+		probe error
+		tap   bool
+		said  bool
+		want  error
+	}{
+		{"both", vmm.Capabilities{SockNetwork: true, TapNetwork: true}, nil, true, false, nil},
+		{"both, and no namespaces", vmm.Capabilities{SockNetwork: true, TapNetwork: true}, forbidden, false, true, nil},
+		{"a socket", vmm.Capabilities{SockNetwork: true}, nil, false, false, nil},
+		{"a tap", vmm.Capabilities{TapNetwork: true}, nil, true, false, nil},
+		{"a tap, and no namespaces", vmm.Capabilities{TapNetwork: true}, forbidden, true, false, network.ErrUnavailable},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := &Backend{probe: func(context.Context, netns.Tap) error { return tt.probe }}
+			var said []string
+			a, err := b.Start(t.Context(), network.Config{Capabilities: tt.caps, Say: func(line string) { said = append(said, line) }})
+			if !errors.Is(err, tt.want) || tt.want != nil && !errors.Is(err, tt.probe) {
+				t.Fatalf("got %v, want %v", err, tt.want)
+			}
+			if err != nil {
+				return
+			}
+			defer func() { _ = a.Close() }()
+			if n := a.Net(); (n.Tap != "") != tt.tap || (n.Socket != nil) == tt.tap || (len(said) > 0) != tt.said {
+				t.Errorf("the VMM is told %+v, the user %q", n, said)
+			}
+		})
 	}
 }
 

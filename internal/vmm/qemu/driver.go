@@ -3,8 +3,8 @@
 // hosts on which Firecracker cannot run.
 //
 // QEMU is told everything on its command line and through inherited
-// descriptors: the monitor, the agent channel and the network are socket
-// pairs, so that no socket lies in the file system.
+// descriptors: the monitor, the agent channel and the network, where it is no tap,
+// are socket pairs, so that no socket lies in the file system.
 package qemu
 
 import (

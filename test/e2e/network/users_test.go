@@ -4,6 +4,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -50,6 +51,11 @@ func TestUsers(t *testing.T) {
 	if got := all[1].run(t, "inspect", "--format", "{{.Resolved.Network}}", "twin"); got != "usernet" {
 		t.Errorf("an ordinary user's VM has the network %s", got)
 	}
+	if os.Getenv(envDriver) == "qemu" {
+		if got := all[1].netdev(t); !strings.HasPrefix(got, "tap,") {
+			t.Errorf("an ordinary user's VM is connected by %s", got)
+		}
+	}
 	for i, m := range all { // the first one needed it
 		if notes := m.run(t, "inspect", "--format", "{{.Resolved.NetworkNotes}}", m.name); strings.Contains(notes, "ip_forward") != (i == 0) {
 			t.Errorf("the record of %s says %q", m.name, notes)
@@ -86,8 +92,8 @@ func TestUsers(t *testing.T) {
 	}
 }
 
-// Where user namespaces are forbidden, usernet still carries QEMU's VMs: nothing
-// is needed of the host.
+// Where user namespaces are forbidden, usernet still carries QEMU's VMs, by a socket:
+// nothing is needed of the host. A snapshot of such a VM starts on a tap as well.
 func TestWithoutUserNamespaces(t *testing.T) {
 	neighbour := nettest.Need(t)
 	if os.Getenv(envDriver) != "qemu" {
@@ -106,4 +112,34 @@ func TestWithoutUserNamespaces(t *testing.T) {
 	if got, err := dialHost("tcp4", net.JoinHostPort("127.0.0.1", m.port(t, peerPort+"/tcp"))).Name(); err != nil || got != "plain" {
 		t.Errorf("the port is served by %q, %v", got, err)
 	}
+	if got := m.netdev(t); !strings.HasPrefix(got, "socket,") {
+		t.Errorf("the VM's network is %s", got)
+	}
+	m.run(t, "snapshot", "create", "--name", "by-socket", "plain")
+	free := s.account
+	free.namespaceless = false
+	clone := &machine{free, "tapped"}
+	clone.run(t, "clone", "-d", "--network", "usernet", "--name", "tapped", "-p", "0:"+peerPort, "--snapshot", "by-socket")
+	t.Cleanup(func() {
+		_, _ = free.try(t, "rm", "-f", "tapped")
+		_, _ = free.try(t, "snapshot", "rm", "-f", "by-socket")
+	})
+	if got := clone.netdev(t); !strings.HasPrefix(got, "tap,") {
+		t.Errorf("the clone's network is %s", got)
+	}
+	clone.call(t, "bulk", s.serveNeighbour(t), bulk(t)/10)
+	if got, err := dialHost("tcp4", net.JoinHostPort("127.0.0.1", clone.port(t, peerPort+"/tcp"))).Name(); err != nil || got != "plain" {
+		t.Errorf("the clone's port is served by %q, %v", got, err)
+	}
+}
+
+// netdev is how QEMU is connected, as it was told.
+func (m *machine) netdev(t *testing.T) string {
+	t.Helper()
+	b, err := os.ReadFile("/proc/" + m.run(t, "inspect", "--format", "{{.Resolved.VMM.PID}}", m.name) + "/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := strings.Split(string(b), "\x00")
+	return args[slices.Index(args, "-netdev")+1]
 }
