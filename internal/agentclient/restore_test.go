@@ -302,10 +302,10 @@ func TestClock(t *testing.T) {
 		"the goal only of quick ones": {0, []exchange{{45, 45, 45, true}}},
 	} {
 		var c clock
-		now, shifted := start, time.Duration(0)
+		now := start
 		for i, e := range tc.exchanges {
 			q := c.next()
-			shifted = q.Shift
+			shifted := q.Shift
 			sent, read, received := now, now.Add(ms(e.there)), now.Add(ms(e.there+e.back))
 			if _, err := c.add(sent, received, agentapi.ClockAnswer{Seq: q.Seq, Shift: shifted, Time: read.Add(ms(tc.off) + shifted)}); err != nil {
 				t.Fatal(err)
