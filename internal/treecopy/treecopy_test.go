@@ -265,7 +265,7 @@ func TestFollow(t *testing.T) {
 
 // archive writes a tar of these headers; Size is the length of the content,
 // which is the name.
-func archive(t *testing.T, headers ...tar.Header) []byte {
+func archive(t testing.TB, headers ...tar.Header) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)

@@ -338,7 +338,7 @@ func (u *unpacker) mkdir(dir *os.Root, name, full string, h *tar.Header) error {
 			return lerr
 		case u.o.Extract && info.Mode()&fs.ModeSymlink != 0:
 			// As of /var/run: an archive may be of a system where it is none.
-			if info, lerr = dir.Stat(name); lerr == nil && info.IsDir() {
+			if to, err := dir.Stat(name); err == nil && to.IsDir() {
 				return nil
 			}
 		}
