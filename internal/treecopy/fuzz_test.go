@@ -14,8 +14,12 @@ import (
 func FuzzUnpack(f *testing.F) {
 	var seeds [][]byte
 	for _, headers := range [][]tar.Header{
-		{reg("a")}, {dir("a"), reg("a/b"), sym("a/l", "../../outside"), hard("a/h", "a/b")},
-		{sym("a", "/"), reg("a/b")}, {dir("out"), reg("out/secret")}, {reg("../outside/secret")}, {hard("a", "out/secret")},
+		{reg("a")},
+		{dir("a"), reg("a/b"), sym("a/l", "../../outside"), hard("a/h", "a/b")},
+		{sym("a", "/"), reg("a/b")},
+		{dir("out"), reg("out/secret")},
+		{reg("../outside/secret")},
+		{hard("a", "out/secret")},
 	} {
 		seeds = append(seeds, archive(f, headers...))
 	}
