@@ -45,6 +45,23 @@ func reflink(dst, src *os.File) error {
 	return unix.IoctlFileClone(int(dst.Fd()), int(src.Fd()))
 }
 
+// SharesBlocks reports whether a copy of a file in a directory, by CopySparse, takes
+// no room of its own until it is written to.
+func SharesBlocks(dir, file string) bool {
+	src, err := os.Open(file)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = src.Close() }()
+	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return false
+	}
+	dst := os.NewFile(uintptr(fd), dir)
+	defer func() { _ = dst.Close() }()
+	return reflink(dst, src) == nil
+}
+
 // copyExtents copies what is no hole into dst, which must be empty.
 func copyExtents(ctx context.Context, dst, src *os.File) error {
 	st, err := src.Stat()

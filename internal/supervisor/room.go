@@ -2,7 +2,6 @@ package supervisor
 
 import (
 	"fmt"
-	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,7 +23,7 @@ func checkRoom(dir string, snap *snapshot.Snapshot) error {
 			need += allocated(snap.Path(d.Name))
 		}
 	}
-	return fits(dir, "the disks of snapshot "+snap.Manifest.Title(), need, func() bool { return sharesBlocks(dir, snap.State()) })
+	return fits(dir, "the disks of snapshot "+snap.Manifest.Title(), need, func() bool { return rootfs.SharesBlocks(dir, snap.State()) })
 }
 
 // fits refuses what takes more than a directory's file system has, unless free says
@@ -39,22 +38,6 @@ func fits(dir, what string, need int64, free func() bool) error {
 		return nil
 	}
 	return fmt.Errorf("%w: %s take %d MiB, and %s has %d MiB", rootfs.ErrNoSpace, what, need>>20, dir, room>>20)
-}
-
-// sharesBlocks reports whether a copy of a file in a directory takes no room of its
-// own until it is written to.
-func sharesBlocks(dir, file string) bool {
-	src, err := os.Open(file)
-	if err != nil {
-		return false
-	}
-	defer func() { _ = src.Close() }()
-	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return false
-	}
-	defer func() { _ = unix.Close(fd) }()
-	return unix.IoctlFileClone(fd, int(src.Fd())) == nil
 }
 
 // watchRoom warns when the disk that the VM's own is a file on becomes full:
