@@ -191,8 +191,9 @@ func fault(status string, body []byte) string {
 	var e struct {
 		Message string `json:"fault_message"`
 	}
-	if json.Unmarshal(body, &e) != nil || e.Message == "" {
-		return "HTTP status " + status
+	_ = json.Unmarshal(body, &e) // then there is no message
+	if message := strings.Join(strings.Fields(e.Message), " "); message != "" {
+		return message
 	}
-	return strings.Join(strings.Fields(e.Message), " ")
+	return "HTTP status " + status
 }

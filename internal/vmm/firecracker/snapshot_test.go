@@ -425,6 +425,7 @@ func TestRelease(t *testing.T) {
 func FuzzFault(f *testing.F) {
 	f.Add([]byte(`{"fault_message":"no\nway"}`))
 	f.Add([]byte(`{`))
+	f.Add([]byte(`{"fault_message":" "}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		if s := fault("400 Bad Request", body); s == "" || strings.ContainsAny(s, "\n\t") {
 			t.Errorf("%q", s)
