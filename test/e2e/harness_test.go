@@ -7,12 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/fcvm/fcvm/internal/paths"
 	"github.com/fcvm/fcvm/test/images"
 )
 
@@ -145,7 +147,7 @@ func (p *vmProcess) eventually(t testing.TB, what string, is func() bool) {
 			return
 		}
 		if late := time.Now().After(deadline); ended || late {
-			t.Fatalf("no %s (ended: %t, not within %s: %t); stdout: %.2000q; stderr:\n%s", what, ended, runTimeout, late, p.out.String(), p.errs.String())
+			t.Fatalf("no %s (ended: %t, not within %s: %t); stdout: %.2000q; stderr:\n%s\n%s", what, ended, runTimeout, late, p.out.String(), p.errs.String(), consoles())
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
@@ -176,10 +178,26 @@ func eventually(t testing.TB, what string, is func() bool) {
 	deadline := time.Now().Add(runTimeout)
 	for !is() {
 		if time.Now().After(deadline) {
-			t.Fatalf("no %s within %s", what, runTimeout)
+			t.Fatalf("no %s within %s\n%s", what, runTimeout, consoles())
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
+}
+
+// consoles are the last lines on the consoles of all VMs that there are: where a
+// guest hangs, they are all that is known of it.
+func consoles() string {
+	const most = 2000 // bytes of each
+	var all strings.Builder
+	layout := paths.Layout{Data: env.data}
+	vms, _ := os.ReadDir(layout.VMs()) // a hint
+	for _, vm := range vms {
+		text, err := os.ReadFile(layout.VM(vm.Name()).Console())
+		if err == nil {
+			fmt.Fprintf(&all, "console of %s:\n%s\n", vm.Name(), text[max(0, len(text)-most):])
+		}
+	}
+	return all.String()
 }
 
 func decode(b []byte, v any) error {
