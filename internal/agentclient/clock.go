@@ -25,6 +25,10 @@ const (
 	clockPause    = 20 * time.Millisecond
 	maxClockPause = time.Second
 
+	// clockDrift is what two clocks may go apart in a time of it all: as much as
+	// NTP makes one go faster at most, 500 ppm (adjtimex(2)).
+	clockDrift = 2000
+
 	maxWrong = 15 // prompt answers with the wrong time that are enough
 
 	// maxShift is how far off a clock can be that a guest has set to the time of a
@@ -46,6 +50,7 @@ type clock struct {
 	seq    uint64
 	shift  time.Duration // that was asked for last
 	lo, hi time.Duration // what the clock is ahead, were it not shifted
+	last   time.Time     // the answer that this is known from
 	worst  time.Duration // how far it was off, at most, after the last answer
 	asked  int           // answers
 	wrong  int           // answers that were prompt, and did not fit
@@ -77,16 +82,17 @@ func (c *clock) add(sent, received time.Time, a agentapi.ClockAnswer) (pause tim
 	if lo.Abs() > maxShift || a.Shift.Abs() > maxShift {
 		c.wrong = maxWrong
 	} else {
-		c.narrow(lo-a.Shift, hi-a.Shift)
+		c.narrow(lo-a.Shift, hi-a.Shift, received)
 		c.worst = (c.hi-c.lo)/2 + (c.lo + (c.hi-c.lo)/2 + a.Shift).Abs()
 	}
 	c.asked++
 	limit := clockLimit
-	if c.asked <= goalAttempts && delay < 2*clockGoal {
+	if c.asked <= goalAttempts && delay < 2*clockGoal && !c.right {
 		limit = clockGoal
 	}
-	if a.Seq == c.seq && c.wrong < maxWrong && c.worst <= limit {
-		c.right = true
+	// What was right can turn out to be wrong: then it is set again.
+	c.right = (a.Seq == c.seq || c.right) && c.wrong < maxWrong && c.worst <= limit
+	if c.right {
 		return 0, nil
 	}
 	if delay <= clockLimit && c.asked > goalAttempts {
@@ -103,11 +109,14 @@ func (c *clock) add(sent, received time.Time, a agentapi.ClockAnswer) (pause tim
 
 // narrow adds bounds. If they exclude those before, the clocks do not go at the
 // same rate, or somebody has set one: the newest count.
-func (c *clock) narrow(lo, hi time.Duration) {
-	if c.asked > 0 && lo <= c.hi && hi >= c.lo {
-		lo, hi = max(lo, c.lo), min(hi, c.hi)
+func (c *clock) narrow(lo, hi time.Duration, at time.Time) {
+	if c.asked > 0 {
+		drift := at.Sub(c.last).Abs() / clockDrift
+		if oldLo, oldHi := c.lo-drift, c.hi+drift; lo <= oldHi && hi >= oldLo {
+			lo, hi = max(lo, oldLo), min(hi, oldHi)
+		}
 	}
-	c.lo, c.hi = lo, hi
+	c.lo, c.hi, c.last = lo, hi, at
 }
 
 func (c *clock) isRight() bool {

@@ -322,6 +322,41 @@ func TestClock(t *testing.T) {
 	}
 }
 
+// A clock that was right and is not any more is set again.
+func TestClockIsStepped(t *testing.T) {
+	var c clock
+	now := time.Unix(1_000_000, 0)
+	answer := func(ahead, delay time.Duration) {
+		t.Helper()
+		q := c.next()
+		if _, err := c.add(now, now.Add(delay), agentapi.ClockAnswer{Seq: q.Seq, Shift: q.Shift, Time: now.Add(delay/2 + ahead + q.Shift)}); err != nil {
+			t.Fatal(err)
+		}
+		now = now.Add(delay + time.Second)
+	}
+	answer(0, 4*time.Millisecond)
+	if !c.isRight() {
+		t.Fatal("not right at first")
+	}
+	answer(time.Millisecond, 700*time.Millisecond) // which says little
+	if worst, _ := c.known(); !c.isRight() || worst > clockGoal {
+		t.Errorf("right: %t, %s at worst after a late answer", c.isRight(), worst)
+	}
+	answer(-5*time.Millisecond, 4*time.Millisecond)
+	if worst, _ := c.known(); !c.isRight() || worst > clockGoal {
+		t.Errorf("right: %t, %s at worst, of 5 ms", c.isRight(), worst)
+	}
+	answer(400*time.Millisecond, 700*time.Millisecond)
+	if worst, _ := c.known(); c.isRight() {
+		t.Errorf("right, and %s off at worst", worst)
+	}
+	answer(400*time.Millisecond, 4*time.Millisecond)
+	answer(400*time.Millisecond, 4*time.Millisecond)
+	if worst, _ := c.known(); !c.isRight() || worst > clockGoal {
+		t.Errorf("right: %t, %s at worst in the end", c.isRight(), worst)
+	}
+}
+
 // A clock that goes at another rate excludes its own past.
 func TestRestoreOfAFastClock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
