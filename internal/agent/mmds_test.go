@@ -128,7 +128,7 @@ func TestRestoreBeforeThePlan(t *testing.T) {
 	newLink(t)
 	writeText(t, "/etc/machine-id", "")
 	req := agentapi.RestoreRequest{ClockSync: agentapi.ClockSync{Epoch: "e"}, Entropy: make([]byte, agentapi.MinEntropy), Hostname: "first", MachineID: newID, Env: []string{"A=b"}}
-	if _, err := g.client.Restore(t.Context(), req); err != nil || len(k.entropy) != 1 {
+	if _, err := g.client.Restore(t.Context(), req, nil); err != nil || len(k.entropy) != 1 {
 		t.Fatalf("%v, reseeded %d times", err, len(k.entropy))
 	}
 	plan := &agentapi.Plan{Version: agentapi.Version, Hostname: "planned", Network: oldNetwork(), Container: shell(`echo "$A"`)}

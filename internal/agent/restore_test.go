@@ -131,7 +131,7 @@ func TestRestore(t *testing.T) {
 	announced := listenARP(t)
 	learnNeighbours(t)
 
-	if _, err := g.client.Restore(t.Context(), restoreRequest()); err != nil {
+	if _, err := g.client.Restore(t.Context(), restoreRequest(), nil); err != nil {
 		t.Fatal(err)
 	}
 	if len(k.steps) != 1 || k.steps[0].Abs() > patience { // the request's way; what it is off by then is a matter of shifts
@@ -153,7 +153,7 @@ func TestRestore(t *testing.T) {
 	}
 	// The same again does nothing.
 	writeText(t, "/etc/hostname", "changed since\n")
-	if _, err := g.client.Restore(t.Context(), restoreRequest()); err != nil {
+	if _, err := g.client.Restore(t.Context(), restoreRequest(), nil); err != nil {
 		t.Error(err)
 	}
 	wantText(t, "/etc/hostname", "changed since\n")
@@ -169,7 +169,7 @@ func testSecondRestore(t *testing.T, g *guest, k *fakeKernel) {
 		ClockSync: agentapi.ClockSync{Epoch: "two"}, Entropy: make([]byte, agentapi.MinEntropy), Hostname: "second",
 		Network: oldNetwork(), Env: []string{"GIVEN=more"},
 	}
-	if _, err := g.client.Restore(t.Context(), again); err != nil {
+	if _, err := g.client.Restore(t.Context(), again, nil); err != nil {
 		t.Fatal(err)
 	}
 	if r := run(t, g.exec(t, sh(`echo "$GIVEN|$OWN|$HOSTNAME"; hostname`)), nil); r.out != "more|given|second\nsecond\n" && r.out != "more|given|second\n"+hostname(t)+"\n" {
@@ -340,7 +340,7 @@ func TestRestoreRefuses(t *testing.T) {
 		t.Helper()
 		req := ok()
 		change(&req)
-		_, err := g.client.Restore(t.Context(), req)
+		_, err := g.client.Restore(t.Context(), req, nil)
 		var e *agentapi.Error
 		if !errors.As(err, &e) || !strings.Contains(e.Message, want) {
 			t.Errorf("got %v, want %q", err, want)

@@ -100,7 +100,7 @@ var hostileAnswers = map[string]func(net.Conn){
 var calls = map[string]func(context.Context, *Client) error{
 	"status":   func(ctx context.Context, c *Client) error { _, err := c.Status(ctx); return err },
 	"up":       func(ctx context.Context, c *Client) error { _, err := c.WaitUp(ctx); return err },
-	"restore":  func(ctx context.Context, c *Client) error { _, err := c.Restore(ctx, request()); return err },
+	"restore":  func(ctx context.Context, c *Client) error { _, err := c.Restore(ctx, request(), nil); return err },
 	"ready":    func(ctx context.Context, c *Client) error { return c.WaitReady(ctx) },
 	"start":    func(ctx context.Context, c *Client) error { _, err := c.Start(ctx); return err },
 	"attach":   func(ctx context.Context, c *Client) error { return closed(c.Attach(ctx)) },

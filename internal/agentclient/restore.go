@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -46,9 +47,15 @@ type Restored struct {
 //
 // An error of the guest's (*agentapi.Error) says what it could not do, ErrClock
 // that its clock stayed wrong; such a guest is not to be used.
-func (c *Client) Restore(ctx context.Context, req agentapi.RestoreRequest) (Restored, error) {
+//
+// answers, unless it is nil, is called when the guest has answered for the first
+// time: from then on others may ask it, too.
+func (c *Client) Restore(ctx context.Context, req agentapi.RestoreRequest, answers func()) (Restored, error) {
+	if answers == nil {
+		answers = func() {}
+	}
 	s := &synced{
-		client: c, path: agentapi.PathRestore, epoch: req.Epoch, restores: true,
+		client: c, path: agentapi.PathRestore, epoch: req.Epoch, restores: true, answers: sync.OnceFunc(answers),
 		body: func(now time.Time) any { r := req; r.Time = now; return r },
 	}
 	resp, err := s.run(ctx)
@@ -64,7 +71,7 @@ func (c *Client) Restore(ctx context.Context, req agentapi.RestoreRequest) (Rest
 func (c *Client) SetClock(ctx context.Context) (worst time.Duration, err error) {
 	epoch := rand.Text()
 	s := &synced{
-		client: c, path: agentapi.PathClock, epoch: epoch,
+		client: c, path: agentapi.PathClock, epoch: epoch, answers: func() {},
 		body: func(now time.Time) any { return agentapi.ClockSync{Epoch: epoch, Time: now} },
 	}
 	if _, err := s.run(ctx); err != nil {
@@ -81,7 +88,8 @@ type synced struct {
 	path     string
 	epoch    string
 	body     func(now time.Time) any
-	restores bool // the guest sends FrameRestored
+	restores bool   // the guest sends FrameRestored
+	answers  func() // it has answered
 
 	clock clock
 	moved atomic.Int64 // counts frames, both ways
@@ -154,6 +162,7 @@ func (s *synced) talk(ctx context.Context) (resp agentapi.RestoreResponse, err e
 	if err != nil {
 		return resp, err
 	}
+	s.answers()
 	s.moved.Add(1)
 	defer closeOnDone(ctx, conn)()
 	defer func() { _ = conn.Close() }()

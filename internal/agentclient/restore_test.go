@@ -156,7 +156,7 @@ func TestRestoreSetsTheClock(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			c := serveGuest(t, g)
-			r, err := c.Restore(t.Context(), request())
+			r, err := c.Restore(t.Context(), request(), nil)
 			if err != nil || r.Reset != 3 {
 				t.Fatalf("%+v, %v", r, err)
 			}
@@ -173,7 +173,7 @@ func TestRestoreGivesUpOnAClock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := &restorable{there: 60 * time.Millisecond, back: 60 * time.Millisecond}
 		began := time.Now()
-		_, err := serveGuest(t, g).Restore(t.Context(), request())
+		_, err := serveGuest(t, g).Restore(t.Context(), request(), nil)
 		if !errors.Is(err, ErrClock) || g.asked.Load() <= goalAttempts || g.asked.Load() > 100 {
 			t.Errorf("%v, after %d requests", err, g.asked.Load())
 		}
@@ -207,7 +207,8 @@ func TestRestoreTriesAgain(t *testing.T) {
 	})
 	defer c.Close()
 	start := time.Now()
-	if r, err := c.Restore(t.Context(), request()); err != nil || r.Reset != 3 {
+	answered := 0
+	if r, err := c.Restore(t.Context(), request(), func() { answered++ }); err != nil || r.Reset != 3 || answered != 1 {
 		t.Errorf("%+v, %v", r, err)
 	}
 	if n := dials.Load(); n != refused+3 {
@@ -256,7 +257,7 @@ func TestRestoreRefusesLies(t *testing.T) {
 		"another request": frameOf(agentapi.FrameClock, strings.Repeat("x", 24)),
 	} {
 		t.Run(name, func(t *testing.T) {
-			if _, err := serveGuest(t, speaking(f)).Restore(t.Context(), request()); !errors.Is(err, ErrAgent) {
+			if _, err := serveGuest(t, speaking(f)).Restore(t.Context(), request(), nil); !errors.Is(err, ErrAgent) {
 				t.Errorf("got %v, want ErrAgent", err)
 			}
 		})
@@ -264,7 +265,7 @@ func TestRestoreRefusesLies(t *testing.T) {
 	// A clock that cannot be right, however often it is set.
 	for _, at := range []time.Time{time.Unix(0, math.MinInt64), time.Unix(0, math.MaxInt64), time.Unix(0, 0)} {
 		a := agentapi.ClockAnswer{Seq: 1, Time: at}
-		if _, err := serveGuest(t, speaking(frameOf(agentapi.FrameClock, string(a.Encode())))).Restore(t.Context(), request()); !errors.Is(err, ErrClock) {
+		if _, err := serveGuest(t, speaking(frameOf(agentapi.FrameClock, string(a.Encode())))).Restore(t.Context(), request(), nil); !errors.Is(err, ErrClock) {
 			t.Errorf("%s: got %v, want ErrClock", at, err)
 		}
 	}
@@ -273,7 +274,7 @@ func TestRestoreRefusesLies(t *testing.T) {
 		"at once": newClient(t, answers(answer(409, `{"error":"reseed: \u001b[31mno"}`))),
 		"later":   serveGuest(t, speaking(frameOf(agentapi.FrameRestored, `{"epoch":"e1","error":"reseed: \u001b[31mno"}`))),
 	} {
-		_, err := c.Restore(t.Context(), request())
+		_, err := c.Restore(t.Context(), request(), nil)
 		var refused *agentapi.Error
 		if !errors.As(err, &refused) || !strings.Contains(err.Error(), "reseed: ·[31mno") {
 			t.Errorf("%s: got %v", name, err)
@@ -361,7 +362,7 @@ func TestClockIsStepped(t *testing.T) {
 func TestRestoreOfAFastClock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := &restorable{there: 5 * time.Millisecond, back: 60 * time.Millisecond, rate: 0.05}
-		r, err := serveGuest(t, g).Restore(t.Context(), request())
+		r, err := serveGuest(t, g).Restore(t.Context(), request(), nil)
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		if err != nil || g.ahead().Abs() > clockLimit {
@@ -388,7 +389,7 @@ func TestRestoreOfASlowGuest(t *testing.T) {
 		time.Sleep(3 * restorePatience / 2)
 		g.ServeHTTP(w, r)
 	})
-	r, err := serveGuest(t, slow).Restore(t.Context(), request())
+	r, err := serveGuest(t, slow).Restore(t.Context(), request(), nil)
 	if err != nil || r.Reset != 3 {
 		t.Errorf("%+v, %v", r, err)
 	}
@@ -406,7 +407,7 @@ func TestRestoreOfABusyGuest(t *testing.T) {
 		streams.Add(1)
 		g.ServeHTTP(w, r)
 	})
-	r, err := serveGuest(t, busy).Restore(t.Context(), request())
+	r, err := serveGuest(t, busy).Restore(t.Context(), request(), nil)
 	if err != nil || r.Took != g.works || r.Asked > 10 {
 		t.Errorf("%+v, %v", r, err)
 	}

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/fcvm/fcvm/internal/agentapi"
 	"github.com/fcvm/fcvm/internal/events"
 	"github.com/fcvm/fcvm/internal/image"
@@ -140,9 +142,31 @@ func (in *instance) goOn(ctx context.Context) error {
 	return nil
 }
 
+// takeOver has the guest become a machine of its own, and joins the streams of the
+// container meanwhile, which runs already. What they carry is read when all else
+// is done.
+func (in *instance) takeOver(ctx context.Context) error {
+	answers := newLatch()
+	both, ctx := errgroup.WithContext(ctx)
+	both.Go(func() error { return in.makeOwn(ctx, func() { answers.set(nil) }) })
+	both.Go(func() error {
+		if err := answers.wait(ctx); err != nil {
+			return err
+		}
+		wait, cancel := untilDone(ctx, in.machine, startTimeout)
+		defer cancel()
+		if err := in.attach(ctx, wait); err != nil {
+			return fmt.Errorf("join the container: %w", in.pagesError(err))
+		}
+		return nil
+	})
+	return both.Wait()
+}
+
 // makeOwn has the guest become a machine of its own: until it has confirmed
-// that, it is not ready, and the clone fails.
-func (in *instance) makeOwn(ctx context.Context) error {
+// that, it is not ready, and the clone fails. answers, if any, is called when it
+// has answered.
+func (in *instance) makeOwn(ctx context.Context, answers func()) error {
 	defer in.timer.phase("agent")()
 	wait, cancel := untilDone(ctx, in.machine, startTimeout)
 	defer cancel()
@@ -150,7 +174,7 @@ func (in *instance) makeOwn(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	got, err := in.agent.Restore(wait, req)
+	got, err := in.agent.Restore(wait, req, answers)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrRestore, in.pagesError(in.guestError(ctx, err)))
 	}
@@ -209,15 +233,8 @@ func (in *instance) runHooks(ctx context.Context) error {
 	return nil
 }
 
-// joinContainer takes over the streams of the container, which runs already.
-func (in *instance) joinContainer(ctx context.Context) error {
-	wait, cancel := untilDone(ctx, in.machine, startTimeout)
-	defer cancel()
-	if err := in.attach(ctx, wait); err != nil {
-		return err
-	}
-	return in.recordRunning()
-}
+// cloneRuns says that the clone, whose container has never stopped, is one.
+func (in *instance) cloneRuns(context.Context) error { return in.recordRunning() }
 
 func (in *instance) recordRunning() error {
 	err := in.vm.Update(func(r *vm.Record) error {

@@ -216,7 +216,7 @@ func (l *life) runInstance(ctx context.Context) (code int, err error) {
 func (in *instance) steps() []func(context.Context) error {
 	if in.Clone != nil {
 		return []func(context.Context) error{
-			in.openNetwork, in.layOutDisks, in.openGroup, in.restore, in.makeOwn, in.serveShares, in.runHooks, in.joinContainer,
+			in.openNetwork, in.layOutDisks, in.openGroup, in.restore, in.takeOver, in.serveShares, in.runHooks, in.cloneRuns,
 		}
 	}
 	return []func(context.Context) error{

@@ -118,7 +118,7 @@ func (in *instance) wakeUp(ctx context.Context) error {
 	if err := in.restore(ctx); err != nil {
 		return err
 	}
-	return in.makeOwn(ctx)
+	return in.makeOwn(ctx, nil)
 }
 
 // wasKilled reports whether a start has failed because somebody has killed the
