@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -15,11 +16,14 @@ import (
 // fakeSupervisor answers commands for a VM of this process.
 type fakeSupervisor struct {
 	control.VM // what is not here is not asked for
+	mu         sync.Mutex
 	balloon    []int
 	stop       func() error
 }
 
 func (f *fakeSupervisor) Update(_ context.Context, u control.UpdateRequest) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.balloon = append(f.balloon, *u.BalloonMiB)
 	return nil
 }
