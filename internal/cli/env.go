@@ -55,22 +55,29 @@ func readEnvFiles(files []string, lookup func(string) (string, bool)) ([]string,
 
 // oneEnvFile makes one file of all --env-file, which this process can read again
 // and another one can inherit: what was given may be a pipe, or /dev/stdin, and
-// be read once and only here. nil: there is none.
+// be read once and only here. It is what the files have, for a value that a name
+// alone takes from here may be more than a line. nil: there is none.
 func (o *runOptions) oneEnvFile(lookup func(string) (string, bool)) (*os.File, error) {
 	if len(o.envFiles) == 0 {
 		return nil, nil
 	}
-	vars, err := readEnvFiles(o.envFiles, lookup)
-	if err != nil {
-		return nil, err
+	var all []byte
+	for _, path := range o.envFiles {
+		b, err := envFileText(path)
+		if err == nil {
+			_, err = parseEnvFile(b, lookup) // told by its name, and its own lines
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read --env-file %s: %w", path, err)
+		}
+		all = append(append(all, b...), '\n')
 	}
 	fd, err := unix.MemfdCreate("env", unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("keep what --env-file sets: %w", err)
 	}
 	f := os.NewFile(uintptr(fd), "env")
-	// A line feed first, and \r\n, so that what is read drops is not a variable's.
-	if _, err := io.WriteString(f, "\n"+strings.Join(append(vars, ""), "\r\n")); err != nil {
+	if _, err := f.Write(all); err != nil {
 		_ = f.Close()
 		return nil, fmt.Errorf("keep what --env-file sets: %w", err)
 	}
@@ -95,11 +102,16 @@ func lastOfEach(vars []string) []string {
 	return kept
 }
 
-// readEnvFile reads the format of Docker's --env-file: one KEY=VALUE or KEY
-// per line; white space before a name is dropped, values are taken as they
-// are, without quotes or escapes; empty lines and those that begin with # are
-// left out. See docker/cli, pkg/kvfile.
 func readEnvFile(path string, lookup func(string) (string, bool)) ([]string, error) {
+	b, err := envFileText(path)
+	if err != nil {
+		return nil, err
+	}
+	return parseEnvFile(b, lookup)
+}
+
+// envFileText is what is in an environment file, without a byte order mark.
+func envFileText(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -112,8 +124,16 @@ func readEnvFile(path string, lookup func(string) (string, bool)) ([]string, err
 	if len(b) > maxEnvFile {
 		return nil, fmt.Errorf("%w: it is larger than %d MiB", vm.ErrInvalid, maxEnvFile>>20)
 	}
+	return bytes.TrimPrefix(b, []byte("\ufeff")), nil
+}
+
+// parseEnvFile reads the format of Docker's --env-file: one KEY=VALUE or KEY
+// per line; white space before a name is dropped, values are taken as they
+// are, without quotes or escapes; empty lines and those that begin with # are
+// left out. See docker/cli, pkg/kvfile.
+func parseEnvFile(text []byte, lookup func(string) (string, bool)) ([]string, error) {
 	var vars []string
-	for n, line := range bytes.Split(bytes.TrimPrefix(b, []byte("\ufeff")), []byte("\n")) {
+	for n, line := range bytes.Split(text, []byte("\n")) {
 		v, err := parseEnvLine(strings.TrimSuffix(string(line), "\r"), lookup)
 		if err != nil {
 			return nil, fmt.Errorf("%w: line %d: %w", vm.ErrInvalid, n+1, err)

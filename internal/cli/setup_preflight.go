@@ -84,7 +84,13 @@ func printReport(w io.Writer, r preflight.Report) error {
 	if !r.OK {
 		verdict = "fcvm run does not work here: " + r.Why
 	}
-	if r.OK && r.Network != "" {
+	switch {
+	case !r.OK:
+	case r.Network == "" && r.NetworkWhy != "":
+		verdict += "; there is no network for VMs: " + r.NetworkWhy
+	case r.NetworkWhy != "":
+		verdict += "; VMs are connected by " + r.Network + " (" + r.NetworkWhy + ")"
+	case r.Network != "":
 		verdict += "; VMs are connected by " + r.Network
 	}
 	_, err := fmt.Fprintf(w, "\n%s\n", printable(verdict))

@@ -129,6 +129,21 @@ func TestPreflightNamesEachRemedy(t *testing.T) {
 	}
 }
 
+func TestPreflightSaysWhichNetworkAndWhyNoOther(t *testing.T) {
+	for want, r := range map[string]preflight.Report{
+		"by qemu: x; VMs are connected by bridge\n":                {OK: true, Network: "bridge"},
+		"by qemu: x; VMs are connected by usernet (bridge: why)\n": {OK: true, Network: "usernet", NetworkWhy: "bridge: why"},
+		"by qemu: x; there is no network for VMs: why\n":           {OK: true, NetworkWhy: "why"},
+		"does not work here: x\n":                                  {Network: "usernet", NetworkWhy: "bridge: why"},
+	} {
+		r.Driver, r.Why = "qemu", "x"
+		var b strings.Builder
+		if err := printReport(&b, r); err != nil || !strings.HasSuffix(b.String(), want) {
+			t.Errorf("%v, got %q, want %q", err, b.String(), want)
+		}
+	}
+}
+
 func TestSetupProgressStaysOnTerminalsAndInLogs(t *testing.T) {
 	step := func(rep progress.Reporter) error {
 		rep.Task("unpack kernel", 0).Done(nil)
