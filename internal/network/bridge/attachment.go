@@ -107,7 +107,7 @@ func (a *attachment) attach(subnet netip.Prefix) error {
 		return err
 	}
 	made()
-	return publish(a.cfg.ID, a.portList(), a.Addresses())
+	return publish(a.cfg.ID, a.portList(), a.targets())
 }
 
 func (a *attachment) say(line string) {
@@ -264,7 +264,17 @@ func (a *attachment) Publish(ctx context.Context, p network.Port) ([]network.Por
 
 // translate has the kernel pass on what comes to these ports, and no others.
 func (a *attachment) translate(ports []*hostport.Opened) error {
-	return withLock(func() error { return publish(a.cfg.ID, hostport.Ports(ports), a.Addresses()) })
+	return withLock(func() error { return publish(a.cfg.ID, hostport.Ports(ports), a.targets()) })
+}
+
+// targets are the VM's addresses that the kernel passes on to. Where the host does
+// not forward IPv6, the supervisor serves that family's clients, as those on the
+// loopback.
+func (a *attachment) targets() []netip.Addr {
+	if forwards6() {
+		return a.Addresses()
+	}
+	return []netip.Addr{a.ip}
 }
 
 // Unpublish implements network.Publisher.
