@@ -86,8 +86,8 @@ func (o *cloneOptions) ports(m *snapshot.Manifest) ([]string, error) {
 		ports, err := network.ParsePublish(m.Spec.Network.Publish)
 		var free []string
 		for _, p := range ports {
-			p.HostPort = 0
-			free = append(free, fmt.Sprintf("%s:%d/%s", p.HostAddr(), p.GuestPort, p.Protocol))
+			p.HostPort, p.HostPortEnd = 0, 0
+			free = append(free, p.Spec())
 		}
 		return free, err
 	}

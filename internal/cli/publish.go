@@ -28,7 +28,9 @@ func newPublishCommand(a *app, run func(context.Context, *app, *publishOptions) 
 		GroupID: groupVMs,
 		Long: `Open ports of a VM that runs, all or none of them, and print where they are. With
 --rm close them; then a port may be given as in the container alone, and all
-places where it is published are closed. Connections that were made go on.`,
+places where it is published are closed. Without an address of the host a port is
+open by IPv4 and, where host and network have it, by IPv6. Connections that were
+made go on.`,
 		Example: `  fcvm publish web -p 8080:80
   fcvm publish web -p 127.0.0.1:0:443 -p 53:53/udp
   fcvm publish web --rm -p 80`,
@@ -87,7 +89,7 @@ func newPortCommand(a *app, run func(context.Context, *app, *portOptions) error)
 		Short:   "Show where the ports of a VM are published",
 		GroupID: groupVMs,
 		Example: `  fcvm port web
-  curl http://$(fcvm port web 80)`,
+  curl http://$(fcvm port web 80 | head -n 1)`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 2 {
 				return nil

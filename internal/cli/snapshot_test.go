@@ -36,7 +36,7 @@ func (h *host) snapshot(name string, change func(*snapshot.Manifest)) snapshot.M
 		}
 	}
 	spec := defaultSpec()
-	spec.Network.Publish = []string{"127.0.0.1:8080:80/tcp", "0.0.0.0:5353:53/udp"}
+	spec.Network.Publish = []string{"127.0.0.1:8080:80/tcp", "0.0.0.0:5353:53/udp", "8443:443/tcp"}
 	spec.Restart = vm.Restart{Policy: vm.RestartAlways}
 	spec.OnRestore = []string{"own"}
 	m := snapshot.Manifest{
@@ -171,7 +171,7 @@ func TestCloneMakesTheSpecOfTheOriginal(t *testing.T) {
 	} {
 		want := original
 		want.Driver, want.Restart, want.Container.Hostname = "qemu", vm.Restart{}, ""
-		want.Network.Publish = []string{"127.0.0.1:0:80/tcp", "0.0.0.0:0:53/udp"}
+		want.Network.Publish = []string{"127.0.0.1:0:80/tcp", "0.0.0.0:0:53/udp", "0:443/tcp"}
 		c.change(&want)
 		h.run = func(_ context.Context, _ supervisor.Deps, o supervisor.Options) (supervisor.Result, error) {
 			if d := cmp.Diff(want, o.Spec); d != "" {

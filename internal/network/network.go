@@ -41,6 +41,8 @@ var (
 
 // Port is one published port.
 type Port struct {
+	// HostIP not valid: all addresses of the host, of IPv4 and, where the backend and
+	// the host have it, of IPv6. Once published it is that of one family.
 	HostIP   netip.Addr `json:"host_ip"`
 	HostPort uint16     `json:"host_port"` // 0: any free one; resolved when published
 	// HostPortEnd is the last of a range that begins with HostPort, any free one
@@ -105,8 +107,9 @@ type Attachment interface {
 // Publisher is implemented by attachments whose ports can be opened and closed
 // while the VM runs.
 type Publisher interface {
-	// Publish opens a port and returns it with the host port that was chosen.
-	Publish(ctx context.Context, p Port) (Port, error)
+	// Publish opens a port and returns it with the host port that was chosen;
+	// without a host address, one for each family.
+	Publish(ctx context.Context, p Port) ([]Port, error)
 	// Unpublish closes a port; connections that were made go on. The error
 	// wraps ErrNotPublished when it is not open.
 	Unpublish(p Port) error

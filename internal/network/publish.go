@@ -3,6 +3,7 @@ package network
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -18,14 +19,54 @@ const (
 // publishForm is what an error shows of the syntax.
 const publishForm = "[HOSTIP:][HOSTPORT:]GUESTPORT[/tcp|udp]"
 
-// String is HOSTIP:HOSTPORT->GUESTPORT/PROTOCOL, with brackets around an IPv6
+// String is [HOSTIP:]HOSTPORT->GUESTPORT/PROTOCOL, with brackets around an IPv6
 // host address.
-func (p Port) String() string {
-	end := ""
-	if p.HostPortEnd != 0 {
-		end = fmt.Sprintf("-%d", p.HostPortEnd)
+func (p Port) String() string { return fmt.Sprintf("%s->%d/%s", p.host(), p.GuestPort, p.Protocol) }
+
+// Spec is the port as ParsePublish reads it.
+func (p Port) Spec() string { return fmt.Sprintf("%s:%d/%s", p.host(), p.GuestPort, p.Protocol) }
+
+// host is [HOSTIP:]HOSTPORT[-END].
+func (p Port) host() string {
+	s := strconv.Itoa(int(p.HostPort))
+	if p.HostIP.IsValid() {
+		s = p.HostAddr().String()
 	}
-	return fmt.Sprintf("%s%s->%d/%s", p.HostAddr(), end, p.GuestPort, p.Protocol)
+	if p.HostPortEnd != 0 {
+		s += fmt.Sprintf("-%d", p.HostPortEnd)
+	}
+	return s
+}
+
+// Families is the port itself, or, without a host address, that of either family.
+func (p Port) Families() []Port {
+	if p.HostIP.IsValid() {
+		return []Port{p}
+	}
+	v4, v6 := p, p
+	v4.HostIP, v6.HostIP = netip.IPv4Unspecified(), netip.IPv6Unspecified()
+	return []Port{v4, v6}
+}
+
+// Specs are ports that are open as ParsePublish reads them. One that is open on all
+// addresses of both families has none there, so that whoever opens it anew on a free
+// port has the same number in both.
+func Specs(open []Port) []string {
+	var specs []string
+	for _, p := range open {
+		both := p
+		both.HostIP = netip.Addr{}
+		if f := both.Families(); slices.Contains(open, f[0]) && slices.Contains(open, f[1]) {
+			if p == f[1] {
+				continue // it is said with the other
+			}
+			if p == f[0] {
+				p = both
+			}
+		}
+		specs = append(specs, p.Spec())
+	}
+	return specs
 }
 
 // Takes reports whether a port of the host's is one that p can have.
@@ -38,7 +79,7 @@ func (p Port) HostAddr() netip.AddrPort { return netip.AddrPortFrom(p.HostIP, p.
 
 // ParsePublish reads the values of -p, as Docker and Podman users write them:
 //
-//	GUESTPORT, :GUESTPORT         a free host port, on all IPv4 addresses
+//	GUESTPORT, :GUESTPORT         a free host port, on all addresses of both families
 //	HOSTPORT:GUESTPORT
 //	HOSTIP:HOSTPORT:GUESTPORT     [::1]:8080:80 for an IPv6 address
 //	HOSTIP::GUESTPORT             a free host port on that address
@@ -58,12 +99,13 @@ func ParsePublish(specs []string) ([]Port, error) {
 	}
 	seen := make(map[Port]bool)
 	for _, p := range ports {
-		key := p
-		key.GuestPort = 0
-		if p.HostPort != 0 && p.HostPortEnd == 0 && seen[key] {
-			return nil, fmt.Errorf("%w: --publish: %s port %s is given twice", vm.ErrInvalid, p.Protocol, p.HostAddr())
+		for _, key := range p.Families() {
+			key.GuestPort = 0
+			if p.HostPort != 0 && p.HostPortEnd == 0 && seen[key] {
+				return nil, fmt.Errorf("%w: --publish: %s port %s is given twice", vm.ErrInvalid, p.Protocol, key.HostAddr())
+			}
+			seen[key] = true
 		}
-		seen[key] = true
 	}
 	return ports, nil
 }
@@ -120,7 +162,6 @@ func parseSpec(spec string) ([]Port, error) {
 
 // splitSpec takes [HOSTIP:][HOSTPORT:]GUESTPORT apart.
 func splitSpec(s string) (hostIP netip.Addr, host, guest string, err error) {
-	hostIP = netip.IPv4Unspecified()
 	if strings.HasPrefix(s, "[") {
 		ip, rest, found := strings.Cut(s[1:], "]:")
 		if !found {

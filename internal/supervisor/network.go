@@ -152,10 +152,10 @@ func (in *instance) recordNetwork(backend string) error {
 func (in *instance) fillPorts(r *vm.Record) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	r.Resolved.Ports, in.life.ports = nil, nil
-	for _, p := range in.net.Ports() {
+	ports := in.net.Ports()
+	r.Resolved.Ports, in.life.ports = nil, network.Specs(ports)
+	for _, p := range ports {
 		r.Resolved.Ports = append(r.Resolved.Ports, p.String())
-		in.life.ports = append(in.life.ports, fmt.Sprintf("%s:%d/%s", p.HostAddr(), p.GuestPort, p.Protocol))
 	}
 }
 

@@ -66,12 +66,12 @@ func TestChooseNetwork(t *testing.T) {
 // fakePublisher has ports, of which some cannot be had.
 type fakePublisher struct{ ports []network.Port }
 
-func (f *fakePublisher) Publish(_ context.Context, p network.Port) (network.Port, error) {
+func (f *fakePublisher) Publish(_ context.Context, p network.Port) ([]network.Port, error) {
 	if p.HostPort == 99 {
-		return p, network.ErrPortTaken
+		return nil, network.ErrPortTaken
 	}
-	f.ports = append(f.ports, p)
-	return p, nil
+	f.ports = append(f.ports, p.Families()...)
+	return p.Families(), nil
 }
 
 func (f *fakePublisher) Unpublish(p network.Port) error {
@@ -97,21 +97,23 @@ func TestPublishAllOrNone(t *testing.T) {
 	if done, err := openAll(t.Context(), f, parsePorts(t, "98:2", "99:3")); !errors.Is(err, network.ErrPortTaken) || len(done) != 0 || len(f.ports) != 1 {
 		t.Errorf("opened %v, %v; left open %v", done, err, f.ports)
 	}
-	if done, err := openAll(t.Context(), f, parsePorts(t, "98:2", "97:3")); err != nil || len(done) != 2 || len(f.ports) != 3 {
+	if done, err := openAll(t.Context(), f, parsePorts(t, "98:2", "[::]:97:3")); err != nil || len(done) != 3 || len(f.ports) != 4 {
 		t.Errorf("opened %v, %v", done, err)
 	}
 }
 
 func TestUnpublish(t *testing.T) {
-	open := []string{"8080:80", "127.0.0.1:8081:80", "8080:80/udp", "81:81", "[::1]:8080:80"}
+	open := []string{"0.0.0.0:8080:80", "[::]:8080:80", "127.0.0.1:8081:80", "0.0.0.0:8080:80/udp", "0.0.0.0:81:81"}
 	for _, tt := range []struct {
 		asked string
 		left  []string
 	}{
-		{"80", []string{"8080:80/udp", "81:81"}},
-		{"8080:80", []string{"127.0.0.1:8081:80", "8080:80/udp", "81:81"}},
-		{"127.0.0.1:8081:80", []string{"8080:80", "8080:80/udp", "81:81", "[::1]:8080:80"}},
-		{"80/udp", []string{"8080:80", "127.0.0.1:8081:80", "81:81", "[::1]:8080:80"}},
+		{"80", []string{"0.0.0.0:8080:80/udp", "0.0.0.0:81:81"}},
+		{"8080:80", []string{"127.0.0.1:8081:80", "0.0.0.0:8080:80/udp", "0.0.0.0:81:81"}},
+		{"0.0.0.0:8080:80", []string{"[::]:8080:80", "127.0.0.1:8081:80", "0.0.0.0:8080:80/udp", "0.0.0.0:81:81"}},
+		{"[::]:8080:80", []string{"0.0.0.0:8080:80", "127.0.0.1:8081:80", "0.0.0.0:8080:80/udp", "0.0.0.0:81:81"}},
+		{"127.0.0.1:8081:80", []string{"0.0.0.0:8080:80", "[::]:8080:80", "0.0.0.0:8080:80/udp", "0.0.0.0:81:81"}},
+		{"80/udp", []string{"0.0.0.0:8080:80", "[::]:8080:80", "127.0.0.1:8081:80", "0.0.0.0:81:81"}},
 		{"82", open},
 		{"127.0.0.2:81:81", open},
 	} {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 
 	"github.com/fcvm/fcvm/internal/network"
 	"github.com/fcvm/fcvm/internal/vm"
@@ -53,7 +52,7 @@ func openAll(ctx context.Context, pub network.Publisher, ports []network.Port) (
 			}
 			return nil, err
 		}
-		done = append(done, opened)
+		done = append(done, opened...)
 	}
 	return done, nil
 }
@@ -67,7 +66,7 @@ func unpublish(pub network.Publisher, open, asked []network.Port) ([]network.Por
 		for _, o := range open {
 			if o.GuestPort == p.GuestPort && o.Protocol == p.Protocol &&
 				p.Takes(o.HostPort) &&
-				(p.HostIP == netip.IPv4Unspecified() || p.HostIP == o.HostIP) {
+				(!p.HostIP.IsValid() || p.HostIP == o.HostIP) {
 				found = append(found, o)
 			}
 		}

@@ -327,7 +327,8 @@ func cloneToAnswer(b *testing.B, s service, name, memory string) []time.Duration
 }
 
 func waitAnswer(b *testing.B, s service, vm string) bool {
-	_, port, _ := strings.Cut(strings.TrimSpace(must(b, "port", vm, strconv.Itoa(s.port))), ":")
+	addrs := strings.Fields(must(b, "port", vm, strconv.Itoa(s.port))) // of IPv4 first
+	_, port, _ := strings.Cut(addrs[0], ":")
 	ctx, cancel := context.WithTimeout(b.Context(), runTimeout)
 	defer cancel()
 	for ctx.Err() == nil {

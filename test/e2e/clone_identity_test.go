@@ -106,11 +106,7 @@ func holdConnections(t *testing.T) (port int) {
 // ask has a twin speak. Its clock is looked at by the quickest of a few answers.
 func ask(t *testing.T, vm string) (first said) {
 	t.Helper()
-	r := fcvm(t, "port", vm, "8080")
-	if r.code != 0 {
-		t.Fatalf("port: %s", r.stderr)
-	}
-	url := "http://" + strings.Replace(strings.TrimSpace(r.stdout), "0.0.0.0", "127.0.0.1", 1) + "/"
+	url := loopbackURLs(t, vm, "8080")[0]
 	first.offset = time.Hour
 	for n := range 10 {
 		sent := time.Now()

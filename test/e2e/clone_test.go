@@ -134,19 +134,16 @@ func TestCloneOfARunningVM(t *testing.T) {
 		if host := inVM(t, name, "hostname"); host != name {
 			t.Errorf("%s has the hostname %q", name, host)
 		}
-		r := fcvm(t, "port", name, "8080")
-		if r.code != 0 {
-			t.Fatalf("port: %s", r.stderr)
+		for _, url := range loopbackURLs(t, name, "8080") {
+			eventually(t, "answer of "+name+" at "+url, func() bool {
+				resp, err := http.Get(url)
+				if err != nil {
+					return false
+				}
+				defer func() { _ = resp.Body.Close() }()
+				return resp.StatusCode == http.StatusOK
+			})
 		}
-		url := "http://" + strings.Replace(strings.TrimSpace(r.stdout), "0.0.0.0", "127.0.0.1", 1) + "/"
-		eventually(t, "answer of "+name, func() bool {
-			resp, err := http.Get(url)
-			if err != nil {
-				return false
-			}
-			defer func() { _ = resp.Body.Close() }()
-			return resp.StatusCode == http.StatusOK
-		})
 	}
 	if r := fcvm(t, "snapshot", "ls", "-q"); len(strings.Fields(r.stdout)) != 1 {
 		t.Errorf("snapshots while clones run: %q", r.stdout)

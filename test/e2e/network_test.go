@@ -119,6 +119,26 @@ httpd -f -p 8080 -h /tmp/www & echo up; wait`, port)
 	}
 }
 
+// loopbackURLs is where a port that was published without a host address answers on
+// the host's loopback: of IPv4, and of IPv6 with the same number where the host has it.
+func loopbackURLs(t *testing.T, name, port string) []string {
+	t.Helper()
+	r := fcvm(t, "port", name, port)
+	if r.code != 0 {
+		t.Fatalf("port: %s", r.stderr)
+	}
+	_, host, _ := strings.Cut(strings.Fields(r.stdout)[0], ":")
+	want, urls := "0.0.0.0:"+host+"\n", []string{"http://127.0.0.1:" + host + "/"}
+	if l, err := net.Listen("tcp6", "[::1]:0"); err == nil {
+		_ = l.Close()
+		want, urls = want+"[::]:"+host+"\n", append(urls, "http://[::1]:"+host+"/")
+	}
+	if r.stdout != want {
+		t.Errorf("fcvm port says %q, want %q", r.stdout, want)
+	}
+	return urls
+}
+
 // TestBridgeBetweenVMs has one VM find another by its name, and none of those
 // that a policy keeps it from.
 func TestBridgeBetweenVMs(t *testing.T) {

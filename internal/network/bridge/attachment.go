@@ -107,7 +107,7 @@ func (a *attachment) attach(subnet netip.Prefix) error {
 		return err
 	}
 	made()
-	return publish(a.cfg.ID, a.portList(), a.Addresses())
+	return publish(a.cfg.ID, a.portList(), a.targets())
 }
 
 func (a *attachment) say(line string) {
@@ -239,25 +239,42 @@ func (a *attachment) learn(addrs []netip.Addr) {
 }
 
 // Publish implements network.Publisher.
-func (a *attachment) Publish(ctx context.Context, p network.Port) (network.Port, error) {
-	o, err := hostport.Open(ctx, p)
+func (a *attachment) Publish(ctx context.Context, p network.Port) ([]network.Port, error) {
+	opened, err := hostport.Open(ctx, p)
 	if err != nil {
-		return network.Port{}, err
+		return nil, err
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.closed {
 		err = net.ErrClosed
 	} else {
-		err = withLock(func() error { return publish(a.cfg.ID, append(portsOf(a.ports), o.Port()), a.Addresses()) })
+		err = a.translate(slices.Concat(a.ports, opened))
 	}
 	if err != nil {
-		_ = o.Close()
-		return network.Port{}, fmt.Errorf("publish %s: %w", p, err)
+		hostport.CloseAll(opened)
+		return nil, fmt.Errorf("publish %s: %w", p, err)
 	}
-	a.ports = append(a.ports, o)
-	a.servePort(o)
-	return o.Port(), nil
+	a.ports = append(a.ports, opened...)
+	for _, o := range opened {
+		a.servePort(o)
+	}
+	return hostport.Ports(opened), nil
+}
+
+// translate has the kernel pass on what comes to these ports, and no others.
+func (a *attachment) translate(ports []*hostport.Opened) error {
+	return withLock(func() error { return publish(a.cfg.ID, hostport.Ports(ports), a.targets()) })
+}
+
+// targets are the VM's addresses that the kernel passes on to. Where the host does
+// not forward IPv6, the supervisor serves that family's clients, as those on the
+// loopback.
+func (a *attachment) targets() []netip.Addr {
+	if forwards6() {
+		return a.Addresses()
+	}
+	return []netip.Addr{a.ip}
 }
 
 // Unpublish implements network.Publisher.
@@ -270,25 +287,17 @@ func (a *attachment) Unpublish(p network.Port) error {
 	}
 	o := a.ports[i]
 	left := slices.Delete(slices.Clone(a.ports), i, i+1)
-	if err := withLock(func() error { return publish(a.cfg.ID, portsOf(left), a.Addresses()) }); err != nil {
+	if err := a.translate(left); err != nil {
 		return fmt.Errorf("close %s: %w", p, err)
 	}
 	a.ports = left
 	return o.Close()
 }
 
-func portsOf(list []*hostport.Opened) []network.Port {
-	ports := make([]network.Port, 0, len(list))
-	for _, o := range list {
-		ports = append(ports, o.Port())
-	}
-	return ports
-}
-
 func (a *attachment) portList() []network.Port {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return portsOf(a.ports)
+	return hostport.Ports(a.ports)
 }
 
 // Rename implements network.Renamer.

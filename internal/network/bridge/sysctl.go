@@ -12,7 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const sysctlDir = "/proc/sys/net"
+const (
+	sysctlDir      = "/proc/sys/net"
+	allForwarding6 = "ipv6/conf/all/forwarding"
+)
+
+func forceForwarding6(link string) string { return "ipv6/conf/" + link + "/force_forwarding" }
 
 func writeSysctl(name, value string) error {
 	if err := os.WriteFile(filepath.Join(sysctlDir, name), []byte(value), 0o644); err != nil {
@@ -35,7 +40,7 @@ func (h *host) forward(say func(string)) error {
 		}
 		say("set net.ipv4.ip_forward to 1, for VMs on " + LinkName)
 	}
-	if !h.subnet6.IsValid() || sysctlOn("ipv6/conf/all/forwarding") {
+	if !h.subnet6.IsValid() || sysctlOn(allForwarding6) {
 		return nil
 	}
 	uplink := uplink6()
@@ -45,7 +50,7 @@ func (h *host) forward(say func(string)) error {
 	// From Linux 6.17 on it can be allowed for two interfaces alone.
 	alone := true
 	for _, name := range []string{LinkName, uplink} {
-		err := writeSysctl("ipv6/conf/"+name+"/force_forwarding", "1")
+		err := writeSysctl(forceForwarding6(name), "1")
 		if errors.Is(err, fs.ErrNotExist) {
 			alone = false
 			break
@@ -65,12 +70,15 @@ func (h *host) forward(say func(string)) error {
 		}
 		say("set net.ipv6.conf." + uplink + ".accept_ra to 2, so that it goes on to take routes")
 	}
-	if err := writeSysctl("ipv6/conf/all/forwarding", "1"); err != nil {
+	if err := writeSysctl(allForwarding6, "1"); err != nil {
 		return err
 	}
 	say("set net.ipv6.conf.all.forwarding to 1, for VMs on " + LinkName)
 	return nil
 }
+
+// forwards6 reports whether VMs are reached by IPv6 through the host.
+func forwards6() bool { return sysctlOn(allForwarding6) || sysctlOn(forceForwarding6(LinkName)) }
 
 // uplink6 is the interface of the way to the world by IPv6, or empty.
 func uplink6() string {

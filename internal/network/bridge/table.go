@@ -91,6 +91,8 @@ func makeTable(h *host) error {
 	return nil
 }
 
+var linkLocal6 = netip.MustParsePrefix("fe80::/10")
+
 // publish writes the chain of one VM's ports anew.
 func publish(id string, ports []network.Port, to []netip.Addr) error {
 	conn, err := nftables.New()
@@ -127,6 +129,9 @@ func portRule(p network.Port, to netip.Addr) exprs {
 	match := family(to.Is6())
 	if !p.HostIP.IsUnspecified() {
 		match = daddr.addr(p.HostIP)
+	}
+	if to.Is6() { // what comes from the link alone is passed on to no other
+		match = append(match, saddr.beyond(linkLocal6)...)
 	}
 	n := byte(unix.IPPROTO_TCP)
 	if p.Protocol == network.UDP {

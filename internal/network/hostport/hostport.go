@@ -13,6 +13,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"syscall"
 
 	"github.com/fcvm/fcvm/internal/network"
@@ -42,14 +43,23 @@ func (o *Opened) Close() error {
 func OpenAll(ctx context.Context, ports []network.Port) ([]*Opened, error) {
 	var list []*Opened
 	for _, p := range ports {
-		o, err := Open(ctx, p)
+		opened, err := Open(ctx, p)
 		if err != nil {
 			CloseAll(list)
 			return nil, err
 		}
-		list = append(list, o)
+		list = append(list, opened...)
 	}
 	return list, nil
+}
+
+// Ports are ports as opened.
+func Ports(list []*Opened) []network.Port {
+	ports := make([]network.Port, 0, len(list))
+	for _, o := range list {
+		ports = append(ports, o.Port())
+	}
+	return ports
 }
 
 // CloseAll gives ports back.
@@ -59,23 +69,70 @@ func CloseAll(list []*Opened) {
 	}
 }
 
-// Open opens one port, of a range the first that is free. Errors name the port,
-// who has it as far as that can be known, and what to do; they wrap
-// network.ErrPortTaken, syscall.EACCES or syscall.EADDRNOTAVAIL.
-func Open(ctx context.Context, p network.Port) (*Opened, error) {
+// maxMissed bounds how many free ports of IPv4 are tried for one that is free in
+// IPv6 as well.
+const maxMissed = 100
+
+// Open opens one port, of a range the first that is free. Without a host address
+// that is one of each family that the host has, IPv4 first, with the same number.
+// Errors name the port, who has it as far as that can be known, and what to do; they
+// wrap network.ErrPortTaken, syscall.EACCES or syscall.EADDRNOTAVAIL.
+func Open(ctx context.Context, p network.Port) ([]*Opened, error) {
 	if p.HostPortEnd == 0 {
-		return open(ctx, p)
+		return openFamilies(ctx, p)
 	}
 	one := p
 	for one.HostPortEnd = 0; ; one.HostPort++ {
-		o, err := open(ctx, one)
+		list, err := openFamilies(ctx, one)
 		if !errors.Is(err, network.ErrPortTaken) {
-			return o, err
+			return list, err
 		}
 		if one.HostPort >= p.HostPortEnd {
 			return nil, fmt.Errorf("publish %s: %w: all ports of the range are taken; give a larger one", p, network.ErrPortTaken)
 		}
 	}
+}
+
+func openFamilies(ctx context.Context, p network.Port) ([]*Opened, error) {
+	families := p.Families()
+	if len(families) > 1 && !hasIPv6() {
+		families = families[:1]
+	}
+	// They are kept until one does: the kernel would choose them again.
+	var missed []*Opened
+	defer func() { CloseAll(missed) }()
+	for {
+		first, err := open(ctx, families[0])
+		if err != nil {
+			return nil, err
+		}
+		if len(families) == 1 {
+			return []*Opened{first}, nil
+		}
+		other := families[1]
+		other.HostPort = first.port.HostPort
+		second, err := open(ctx, other)
+		switch {
+		case err == nil:
+			return []*Opened{first, second}, nil
+		case errors.Is(err, syscall.EAFNOSUPPORT), errors.Is(err, syscall.EADDRNOTAVAIL):
+			return []*Opened{first}, nil
+		}
+		missed = append(missed, first)
+		if p.HostPort != 0 || !errors.Is(err, network.ErrPortTaken) || len(missed) == maxMissed {
+			return nil, err
+		}
+	}
+}
+
+// hasIPv6 reports whether an interface of the host has an address of IPv6, as the
+// loopback does unless it is disabled. A socket could be had even then.
+func hasIPv6() bool {
+	addrs, err := net.InterfaceAddrs()
+	return err != nil || slices.ContainsFunc(addrs, func(a net.Addr) bool {
+		p, ok := a.(*net.IPNet)
+		return ok && p.IP.To4() == nil
+	})
 }
 
 func open(ctx context.Context, p network.Port) (*Opened, error) {

@@ -15,12 +15,12 @@ func TestOpenRange(t *testing.T) {
 	for _, protocol := range []string{network.TCP, network.UDP} {
 		asked := network.Port{HostIP: loopback, GuestPort: 80, Protocol: protocol}
 		taken := func(p network.Port) (*Opened, uint16) {
-			o, err := Open(t.Context(), p)
+			list, err := Open(t.Context(), p)
 			if err != nil {
 				t.Fatalf("%s: %v", p, err)
 			}
-			t.Cleanup(func() { _ = o.Close() })
-			return o, o.Port().HostPort
+			t.Cleanup(func() { CloseAll(list) })
+			return list[0], list[0].Port().HostPort
 		}
 		_, first := taken(asked)
 		for first > 65000 {

@@ -14,8 +14,12 @@ import (
 // far as /proc tells: other users' processes are only visible to root. Empty
 // when it does not.
 func portOwner(proc string, p network.Port) string {
+	// A socket of IPv6 may have a port of IPv4 too, but not the other way round.
 	inodes := make(map[string]bool)
 	for _, suffix := range []string{"", "6"} {
+		if p.HostIP.Is6() && suffix == "" || len(inodes) > 0 {
+			continue
+		}
 		for _, inode := range boundSockets(filepath.Join(proc, "net", p.Protocol+suffix), p) {
 			inodes["socket:["+inode+"]"] = true
 		}

@@ -41,10 +41,11 @@ func newEchoGuest(t *testing.T) echoGuest {
 // serveUDP publishes a UDP port until the test's end.
 func serveUDP(t *testing.T, host netip.Addr, g Guest, l Limits) *Opened {
 	t.Helper()
-	o, err := Open(t.Context(), network.Port{HostIP: host, GuestPort: 7, Protocol: network.UDP})
+	list, err := Open(t.Context(), network.Port{HostIP: host, GuestPort: 7, Protocol: network.UDP})
 	if err != nil {
 		t.Skipf("no socket on %s here: %v", host, err)
 	}
+	o := list[0]
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); o.Serve(ctx, g, l) }()

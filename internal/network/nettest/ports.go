@@ -6,6 +6,8 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -13,7 +15,7 @@ import (
 	"github.com/fcvm/fcvm/internal/network"
 )
 
-// find returns the published port of the guest's.
+// find returns the published port of the guest's; of IPv4, if it is in both families.
 func find(t testing.TB, a network.Attachment, guestPort uint16) network.Port {
 	t.Helper()
 	for _, p := range a.Ports() {
@@ -85,6 +87,7 @@ func (r *runner) testPublished(t *testing.T, a network.Attachment, g *Guest) {
 		}
 	})
 	t.Run("source", func(t *testing.T) { r.testSource(t, p, g) })
+	t.Run("families", func(t *testing.T) { r.testFamilies(t, a, g) })
 	if r.Ports6 {
 		t.Run("ipv6", func(t *testing.T) {
 			p := find(t, a, port6)
@@ -95,6 +98,55 @@ func (r *runner) testPublished(t *testing.T, a network.Attachment, g *Guest) {
 			t.Run("from outside", func(t *testing.T) { r.fromOutside(t, g, "tcp6", HostAddr6, p).Bulk(t, smallBulk) })
 		})
 	}
+}
+
+// needIPv6 skips a test on a host without IPv6.
+func needIPv6(t testing.TB) {
+	t.Helper()
+	l, err := net.Listen("tcp6", "[::1]:0")
+	if err != nil {
+		t.Skipf("this host has no IPv6: %v", err)
+	}
+	_ = l.Close()
+}
+
+// testFamilies reaches ports that were published without a host address by either
+// family, under one number.
+func (r *runner) testFamilies(t *testing.T, a network.Attachment, g *Guest) {
+	needIPv6(t)
+	var hosts []netip.Addr
+	for _, p := range a.Ports() {
+		if p.GuestPort == portBulk && p.HostPort == find(t, a, portBulk).HostPort {
+			hosts = append(hosts, p.HostIP)
+		}
+	}
+	want := []netip.Addr{netip.IPv4Unspecified()}
+	if r.Ports6 {
+		want = append(want, netip.IPv6Unspecified())
+	}
+	if !slices.Equal(hosts, want) {
+		t.Fatalf("the port is on %v, want %v", hosts, want)
+	}
+	p, u := find(t, a, portBulk), find(t, a, portUDP)
+	g4 := g.Listen(t, "tcp4", fmt.Sprintf(":%d", portBulk)) // no guest needs IPv6 for it
+	for addr, family := range map[string]bool{"127.0.0.1": true, "::1": r.Ports6} {
+		dial := dialer("tcp", at(addr, p))
+		if !family {
+			if c, err := dial(); err == nil {
+				t.Errorf("%s is served: %v", addr, c.RemoteAddr())
+			}
+			continue
+		}
+		Way{Listener: g4, Dial: dial}.Bulk(t, smallBulk)
+	}
+	_ = g4.Close()
+	if !r.Ports6 {
+		return
+	}
+	r.fromOutside(t, g, "tcp6", HostAddr6, p).Bulk(t, smallBulk)
+	pc := g.ListenPacket(t, "udp", fmt.Sprintf(":%d", portUDP))
+	Datagrams(t, pc, dialer("udp6", at("::1", u)), 1, 1400, 9000)
+	Datagrams(t, pc, func() (net.Conn, error) { return r.neighbour.Dial("udp6", at(HostAddr6, u)) }, 1, 1400, 9000)
 }
 
 func (r *runner) testSource(t *testing.T, p network.Port, g *Guest) {
@@ -120,15 +172,33 @@ func (r *runner) testTaken(t *testing.T, a network.Attachment) {
 		{HostIP: anywhere, HostPort: find(t, a, portBulk).HostPort, GuestPort: 80, Protocol: network.TCP},
 		{HostIP: anywhere, HostPort: find(t, a, portUDP).HostPort, GuestPort: 80, Protocol: network.UDP},
 	} {
-		cfg := network.Config{ID: "ffffffffffff", Name: "taken", Ports: []network.Port{free, taken}, Capabilities: r.caps}
-		if b, err := r.New().Start(t.Context(), cfg); !errors.Is(err, network.ErrPortTaken) {
-			t.Errorf("%s: %v, want ErrPortTaken", taken, err)
-			if err == nil {
-				_ = b.Close()
-			}
-		}
-		if _, err := a.(network.Publisher).Publish(t.Context(), taken); !errors.Is(err, network.ErrPortTaken) {
-			t.Errorf("%s at run time: %v, want ErrPortTaken", taken, err)
+		r.wantTaken(t, a, taken, []network.Port{free, taken})
+	}
+	if !r.Ports6 {
+		return
+	}
+	needIPv6(t)
+	l6, err := net.Listen("tcp6", "[::1]:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l6.Close() }()
+	taken := network.Port{HostIP: anywhere, HostPort: netip.MustParseAddrPort(l6.Addr().String()).Port(), GuestPort: 80, Protocol: network.TCP}
+	r.wantTaken(t, a, taken.Families()[1], []network.Port{free, taken})
+}
+
+// wantTaken tries to have ports of which one is taken, which is said.
+func (r *runner) wantTaken(t *testing.T, a network.Attachment, taken network.Port, ports []network.Port) {
+	t.Helper()
+	cfg := network.Config{ID: "ffffffffffff", Name: "taken", Ports: ports, Capabilities: r.caps}
+	b, err := r.New().Start(t.Context(), cfg)
+	if err == nil {
+		_ = b.Close()
+	}
+	_, later := a.(network.Publisher).Publish(t.Context(), ports[len(ports)-1])
+	for when, err := range map[string]error{"at the start": err, "at run time": later} {
+		if !errors.Is(err, network.ErrPortTaken) || !strings.Contains(err.Error(), taken.Families()[0].String()) {
+			t.Errorf("%s %s: %v, want ErrPortTaken", taken, when, err)
 		}
 	}
 }
@@ -142,21 +212,21 @@ func (r *runner) testRuntime(t *testing.T, a network.Attachment, g *Guest) {
 	before := len(a.Ports())
 	want := network.Port{HostIP: anywhere, GuestPort: portLater, Protocol: network.TCP}
 	for range 3 { // the same port, once it is chosen
-		p, err := pub.Publish(t.Context(), want)
+		opened, err := pub.Publish(t.Context(), want)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if p.HostPort == 0 || want.HostPort != 0 && p != want || find(t, a, portLater) != p {
-			t.Fatalf("published %s, want %s; ports are %v", p, want, a.Ports())
+		p := find(t, a, portLater)
+		if !want.Takes(p.HostPort) || opened[0] != p || len(a.Ports()) != before+len(opened) {
+			t.Fatalf("published %v, want %s; ports are %v", opened, want, a.Ports())
 		}
-		want = p
+		want.HostPort = p.HostPort
 		client, server := Way{Listener: l, Dial: func() (net.Conn, error) { return r.neighbour.Dial("tcp4", at(HostAddr, p)) }}.Connect(t)
 		local, localEnd := Way{Listener: l, Dial: dialer("tcp4", at("127.0.0.1", p))}.Connect(t)
-		if err := pub.Unpublish(p); err != nil {
-			t.Fatal(err)
-		}
+		unpublish(t, pub, opened)
 		for _, c := range []func() (net.Conn, error){
 			dialer("tcp4", at("127.0.0.1", p)), dialer("tcp4", at(HostAddr, p)),
+			dialer("tcp6", at("::1", p)), dialer("tcp6", at(HostAddr6, p)),
 			func() (net.Conn, error) { return r.neighbour.Dial("tcp4", at(HostAddr, p)) },
 		} {
 			if c, err := c(); err == nil {
@@ -181,7 +251,7 @@ func (r *runner) testRuntime(t *testing.T, a network.Attachment, g *Guest) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := r.neighbour.Dial("udp4", at(HostAddr, u))
+	c, err := r.neighbour.Dial("udp4", at(HostAddr, u[0]))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,10 +259,17 @@ func (r *runner) testRuntime(t *testing.T, a network.Attachment, g *Guest) {
 	if err := exchange(c, []byte("datagram")); err != nil {
 		t.Errorf("UDP: %v", err)
 	}
-	if err := pub.Unpublish(u); err != nil {
-		t.Error(err)
-	}
+	unpublish(t, pub, u)
 	if n := len(a.Ports()); n != before {
 		t.Errorf("%d ports are published, want %d as before", n, before)
+	}
+}
+
+func unpublish(t *testing.T, pub network.Publisher, ports []network.Port) {
+	t.Helper()
+	for _, p := range ports {
+		if err := pub.Unpublish(p); err != nil {
+			t.Error(err)
+		}
 	}
 }

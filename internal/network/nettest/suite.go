@@ -125,7 +125,8 @@ func (r *runner) run(t *testing.T) {
 	}
 }
 
-var anywhere = netip.IPv4Unspecified()
+// anywhere is no address: a port is on all of the host's.
+var anywhere netip.Addr
 
 var vmCount = func() func() int {
 	var mu sync.Mutex
@@ -338,7 +339,7 @@ func (r *runner) testAgain(t *testing.T) {
 			}()
 			g := NewGuest(t, a)
 			defer g.Kill()
-			port = find(t, a, portBulk)
+			port.HostPort = find(t, a, portBulk).HostPort
 			l := g.Listen(t, "tcp4", fmt.Sprintf(":%d", portBulk))
 			defer func() { _ = l.Close() }()
 			for _, dial := range []func() (net.Conn, error){

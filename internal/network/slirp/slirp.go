@@ -3,8 +3,9 @@
 // in the VM's namespace; ports are opened and closed over its API socket.
 //
 // The guest's gateway is the host's loopback. What the program does not do is
-// refused: egress policies, ports on IPv6 addresses. It does not carry IPv6
-// here, and does not keep guests from the host's link-local addresses.
+// refused: egress policies, ports on IPv6 addresses. A port without a host address
+// is open on those of IPv4 alone. It does not carry IPv6 here, and does not keep
+// guests from the host's link-local addresses.
 //
 // https://github.com/rootless-containers/slirp4netns/blob/master/slirp4netns.1.md
 package slirp
@@ -72,12 +73,7 @@ func (b *Backend) Start(ctx context.Context, cfg network.Config) (network.Attach
 		return nil, b.Available()
 	}
 	a := &attachment{program: path, hardened: hardened(ctx, path), servers: cfg.Servers, phase: cfg.Phase, lost: make(chan error, 1)}
-	for _, p := range cfg.Ports {
-		if err := a.check(p); err != nil {
-			return nil, err
-		}
-	}
-	held, err := hostport.OpenAll(ctx, cfg.Ports)
+	held, err := hold(ctx, cfg.Ports)
 	if err != nil {
 		return nil, err
 	}
@@ -118,11 +114,17 @@ var (
 	_ vmm.Launcher        = (*attachment)(nil)
 )
 
-func (a *attachment) check(p network.Port) error {
-	if p.HostIP.Is6() {
-		return (&network.Config{}).Refuse("slirp4netns", fmt.Sprintf("publish %s: IPv6 addresses of the host", p), "usernet or bridge")
+// hold opens ports, all or none, until slirp4netns is to have them. It says best what
+// is in the way.
+func hold(ctx context.Context, ports []network.Port) ([]*hostport.Opened, error) {
+	var v4 []network.Port
+	for _, p := range ports {
+		if p.HostIP.Is6() {
+			return nil, (&network.Config{}).Refuse("slirp4netns", fmt.Sprintf("publish %s: IPv6 addresses of the host", p), "usernet or bridge")
+		}
+		v4 = append(v4, p.Families()[0])
 	}
-	return nil
+	return hostport.OpenAll(ctx, v4)
 }
 
 // Launch implements vmm.Launcher: the VMM starts in a namespace with a tap, and
@@ -187,18 +189,15 @@ func (a *attachment) watch(s *process) {
 func (a *attachment) Lost() <-chan error { return a.lost }
 
 // Publish implements network.Publisher.
-func (a *attachment) Publish(ctx context.Context, p network.Port) (network.Port, error) {
-	if err := a.check(p); err != nil {
-		return network.Port{}, err
-	}
-	held, err := hostport.Open(ctx, p) // says best what is in the way
+func (a *attachment) Publish(ctx context.Context, p network.Port) ([]network.Port, error) {
+	held, err := hold(ctx, []network.Port{p})
 	if err != nil {
-		return network.Port{}, err
+		return nil, err
 	}
-	f := forwarded{port: held.Port()}
+	f := forwarded{port: held[0].Port()}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	err = held.Close()
+	err = held[0].Close()
 	switch {
 	case a.closed || a.slirp == nil:
 		err = errors.Join(err, net.ErrClosed)
@@ -206,10 +205,10 @@ func (a *attachment) Publish(ctx context.Context, p network.Port) (network.Port,
 		f.id, err = a.slirp.forward(ctx, f.port)
 	}
 	if err != nil {
-		return network.Port{}, fmt.Errorf("publish %s: %w", p, err)
+		return nil, fmt.Errorf("publish %s: %w", p, err)
 	}
 	a.ports = append(a.ports, f)
-	return f.port, nil
+	return []network.Port{f.port}, nil
 }
 
 // Unpublish implements network.Publisher.

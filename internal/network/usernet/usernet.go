@@ -132,19 +132,21 @@ func (a *attachment) serve(o *hostport.Opened) bool {
 }
 
 // Publish implements network.Publisher.
-func (a *attachment) Publish(ctx context.Context, p network.Port) (network.Port, error) {
-	o, err := hostport.Open(ctx, p)
+func (a *attachment) Publish(ctx context.Context, p network.Port) ([]network.Port, error) {
+	opened, err := hostport.Open(ctx, p)
 	if err != nil {
-		return network.Port{}, err
+		return nil, err
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if !a.serve(o) {
-		_ = o.Close()
-		return network.Port{}, fmt.Errorf("publish %s: %w", p, net.ErrClosed)
+	for _, o := range opened {
+		if !a.serve(o) {
+			hostport.CloseAll(opened)
+			return nil, fmt.Errorf("publish %s: %w", p, net.ErrClosed)
+		}
 	}
-	a.ports = append(a.ports, o)
-	return o.Port(), nil
+	a.ports = append(a.ports, opened...)
+	return hostport.Ports(opened), nil
 }
 
 // Unpublish implements network.Publisher.
@@ -170,11 +172,7 @@ func (a *attachment) Launcher() vmm.Launcher { return a.launcher }
 func (a *attachment) Ports() []network.Port {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	list := make([]network.Port, 0, len(a.ports))
-	for _, o := range a.ports {
-		list = append(list, o.Port())
-	}
-	return list
+	return hostport.Ports(a.ports)
 }
 
 // MTU implements network.Attachment.
