@@ -112,7 +112,11 @@ func makeDirs(root, dir string) error {
 		at = path.Join(at, name)
 		next, err := t.open(at, unix.O_PATH|unix.O_DIRECTORY)
 		if errors.Is(err, unix.ENOENT) {
-			if err := unix.Mkdirat(int(parent.Fd()), name, 0o755); err != nil {
+			err = unix.Mkdirat(int(parent.Fd()), name, 0o755)
+			if errors.Is(err, unix.EEXIST) { // a link into a mount, if to anything: that is the runtime's to see
+				return nil
+			}
+			if err != nil {
 				return &os.PathError{Op: "mkdir", Path: at, Err: err}
 			}
 			next, err = t.open(at, unix.O_PATH|unix.O_DIRECTORY)

@@ -46,6 +46,8 @@ var ErrClock = errors.New("the guest's clock is not right")
 // algorithm). Each answer so gives bounds for what its clock is ahead of the
 // host's; the truth is within all of them (Marzullo's).
 type clock struct {
+	forward bool // it is not set back, but for what it was set forward too far
+
 	mu     sync.Mutex
 	seq    uint64
 	shift  time.Duration // that was asked for last
@@ -64,7 +66,9 @@ func (c *clock) next() agentapi.ClockRequest {
 	defer c.mu.Unlock()
 	c.seq++
 	if c.asked > 0 && !c.right {
-		c.shift = -(c.lo + (c.hi-c.lo)/2)
+		if c.shift = -(c.lo + (c.hi-c.lo)/2); c.forward {
+			c.shift = max(c.shift, 0)
+		}
 	}
 	return agentapi.ClockRequest{Seq: c.seq, Shift: c.shift}
 }
@@ -79,11 +83,18 @@ func (c *clock) add(sent, received time.Time, a agentapi.ClockAnswer) (pause tim
 		c.began = received
 	}
 	lo, hi := a.Time.Sub(received), a.Time.Sub(sent) // of an absurd time, the largest duration there is
+	if c.forward {                                   // how far ahead it is does not matter
+		lo, hi = min(lo, maxShift), min(hi, maxShift)
+	}
 	if lo.Abs() > maxShift || a.Shift.Abs() > maxShift {
 		c.wrong = maxWrong
 	} else {
 		c.narrow(lo-a.Shift, hi-a.Shift, received)
-		c.worst = (c.hi-c.lo)/2 + (c.lo + (c.hi-c.lo)/2 + a.Shift).Abs()
+		ahead := c.hi + a.Shift
+		if c.forward {
+			ahead = min(ahead, a.Shift) // more is not of our making
+		}
+		c.worst = max(ahead, -(c.lo + a.Shift))
 	}
 	c.asked++
 	limit := clockLimit

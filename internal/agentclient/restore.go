@@ -67,11 +67,11 @@ func (c *Client) Restore(ctx context.Context, req agentapi.RestoreRequest, answe
 }
 
 // SetClock sets the wall clock of a guest that has stood still, if it is behind. It
-// returns how far the clock may be off, at worst.
+// returns how far the clock may still be behind, or was set too far, at worst.
 func (c *Client) SetClock(ctx context.Context) (worst time.Duration, err error) {
 	epoch := rand.Text()
 	s := &synced{
-		client: c, path: agentapi.PathClock, epoch: epoch, answers: func() {},
+		client: c, path: agentapi.PathClock, epoch: epoch, answers: func() {}, clock: clock{forward: true},
 		body: func(now time.Time) any { return agentapi.ClockSync{Epoch: epoch, Time: now} },
 	}
 	if _, err := s.run(ctx); err != nil {

@@ -358,6 +358,47 @@ func TestClockIsStepped(t *testing.T) {
 	}
 }
 
+// A guest that has stood still is not set back: a clock that is ahead is so for
+// another reason. Only what was too much is taken back.
+func TestClockThatOnlyGoesForward(t *testing.T) {
+	ms := func(n int) time.Duration { return time.Duration(n) * time.Millisecond }
+	start := time.Unix(1_000_000, 0)
+	for name, tc := range map[string]struct {
+		off       time.Duration // of the guest's clock at first
+		exchanges [][2]int      // there and back, ms
+		shifts    []time.Duration
+	}{
+		"right":                {0, [][2]int{{2, 2}}, []time.Duration{0}},
+		"ahead":                {300 * time.Millisecond, [][2]int{{2, 2}}, []time.Duration{0}},
+		"ahead, a slow answer": {300 * time.Millisecond, [][2]int{{400, 400}, {2, 2}}, []time.Duration{0, 0}},
+		"ahead by hours":       {3 * time.Hour, [][2]int{{2, 2}}, []time.Duration{0}},
+		"at the end of time":   {time.Unix(0, math.MaxInt64).Sub(start) - time.Hour, [][2]int{{2, 2}}, []time.Duration{0}},
+		"behind":               {-ms(300), [][2]int{{2, 2}, {2, 2}}, []time.Duration{0, ms(300)}},
+		"set too far":          {-ms(10), [][2]int{{10, 300}, {300, 10}, {10, 300}}, []time.Duration{0, ms(155), ms(10)}},
+	} {
+		c := clock{forward: true}
+		now := start
+		for i, e := range tc.exchanges {
+			q := c.next()
+			if q.Shift.Round(time.Millisecond) != tc.shifts[i] {
+				t.Errorf("%s: request %d shifts it by %s, want %s", name, i+1, q.Shift, tc.shifts[i])
+			}
+			sent, read, received := now, now.Add(ms(e[0])), now.Add(ms(e[0]+e[1]))
+			if _, err := c.add(sent, received, agentapi.ClockAnswer{Seq: q.Seq, Shift: q.Shift, Time: read.Add(tc.off + q.Shift)}); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			if worst, _ := c.known(); c.isRight() != (i == len(tc.exchanges)-1) || -(tc.off+q.Shift) > worst {
+				t.Errorf("%s: exchange %d: right: %t, behind by %s at worst", name, i+1, c.isRight(), worst)
+			}
+			now = received
+		}
+	}
+	c := clock{forward: true}
+	if _, err := c.add(start, start, agentapi.ClockAnswer{Time: start.Add(-2 * maxShift)}); !errors.Is(err, ErrClock) {
+		t.Errorf("of one that is hours behind, although it was set: %v", err)
+	}
+}
+
 // A clock that goes at another rate excludes its own past.
 func TestRestoreOfAFastClock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -160,6 +160,8 @@ func parseMount(arg string) (request, error) {
 		kind = "volume" // as in Docker
 	}
 	r.Source, r.Target = values["source"], values["target"]
+	_, saysRO := values["readonly"]
+	_, saysRW := values["rw"]
 	if r.ReadOnly, err = takeBool(values, "readonly"); err != nil {
 		return bad("%v", err)
 	}
@@ -167,8 +169,11 @@ func parseMount(arg string) (request, error) {
 	if err != nil {
 		return bad("%v", err)
 	}
-	if rw && r.ReadOnly {
+	if saysRO && saysRW && rw == r.ReadOnly {
 		return bad("it is either readonly or rw")
+	}
+	if saysRW {
+		r.ReadOnly = !rw
 	}
 	delete(values, "type")
 	delete(values, "source")

@@ -49,6 +49,8 @@ func TestParseMount(t *testing.T) {
 		"type=bind,src=/a,dst=/b,rw,z,rprivate,rbind":                                                     {Mount: vm.Mount{Source: "/a", Target: "/b"}, path: true, bind: true},
 		"type=bind,src=/a,dst=/b,readonly=true,consistency=cached,bind-propagation=rslave,relabel=shared": {Mount: vm.Mount{Source: "/a", Target: "/b", ReadOnly: true}, path: true, bind: true},
 		"type=bind,src=/a,dst=/b,readonly=false,rw=true":                                                  {Mount: vm.Mount{Source: "/a", Target: "/b"}, path: true, bind: true},
+		"type=bind,src=/a,dst=/b,rw=false":                                                                {Mount: vm.Mount{Source: "/a", Target: "/b", ReadOnly: true}, path: true, bind: true},
+		"type=tmpfs,target=/b,rw=0":                                                                       {Mount: vm.Mount{Kind: vm.MountTmpfs, Target: "/b", ReadOnly: true, Options: "ro"}},
 		"source=data,target=/b,volume-nocopy":                                                             {Mount: vm.Mount{Kind: vm.MountVolume, Source: "data", Target: "/b", NoCopy: true}},
 		"source=data,target=/b,nocopy=false":                                                              {Mount: vm.Mount{Kind: vm.MountVolume, Source: "data", Target: "/b"}},
 		"type=tmpfs,target=/b,exec":                                                                       {Mount: vm.Mount{Kind: vm.MountTmpfs, Target: "/b", Options: "exec"}},
@@ -66,7 +68,7 @@ func TestParseMount(t *testing.T) {
 		"", "type=bind", "type=bind,target=/b", "type=nfs,source=/a,target=/b", "type=bind,source=/a", "type=bind,source=/a,target=/b,target=/c",
 		"type=bind,source=/a,target=/b,propagation=shared", "type=bind,source=/a,target=/b,readonly=maybe", "type=tmpfs,source=x,target=/b",
 		"type=tmpfs,target=/b,tmpfs-size=lots", "type=volume,source=a/b,target=/b", "source=data,target=/b,size=1", "source=data,target=/b,size=99999999t", `"`, "type=bind,source=/a,target=/b,readonly,ro",
-		"type=tmpfs,target=/b,tmpfs-size=1m,size=1m", "type=bind,src=/a,dst=/b,ro,rw", "type=bind,src=/a,dst=/b,nocopy", "type=bind,src=/a,dst=/b,shiny",
+		"type=tmpfs,target=/b,tmpfs-size=1m,size=1m", "type=bind,src=/a,dst=/b,ro,rw", "type=bind,src=/a,dst=/b,ro=false,rw=false", "type=bind,src=/a,dst=/b,nocopy", "type=bind,src=/a,dst=/b,shiny",
 		"type=bind,src=/a,dst=/b,bind-propagation=odd", "type=bind,src=/a,dst=/b,consistency", "type=bind,src=/a,dst=/b,relabel=z", "source=data,target=/b,nocopy=maybe",
 	} {
 		if r, err := parseMount(arg); !errors.Is(err, vm.ErrInvalid) {
