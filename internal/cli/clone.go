@@ -12,6 +12,7 @@ import (
 
 	"github.com/fcvm/fcvm/internal/control"
 	"github.com/fcvm/fcvm/internal/logs"
+	"github.com/fcvm/fcvm/internal/memserver"
 	"github.com/fcvm/fcvm/internal/paths"
 	"github.com/fcvm/fcvm/internal/snapshot"
 	"github.com/fcvm/fcvm/internal/store"
@@ -181,6 +182,7 @@ func (a *app) noteServer(l paths.Layout, o *cloneOptions, snap *snapshot.Snapsho
 	}
 	socket, err := l.MemorySocket(snap.Manifest.ID)
 	if err == nil {
+		_ = memserver.Forget(socket) // that of one that was killed
 		_, err = os.Stat(socket)
 	}
 	if err == nil {

@@ -216,6 +216,18 @@ func TestCloneTellsOfAMemoryServer(t *testing.T) {
 			t.Errorf("clone %s: %q", flags, errs)
 		}
 	}
+	// One that was killed leaves its socket, and nobody sweeps that while the snapshot
+	// is used.
+	used, err := snapshotsOf(l).Hold(m.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer used.Release()
+	s.SetUnlinkOnClose(false)
+	_ = s.Close()
+	if _, _, errs := h.fcvm("clone", "--snapshot", "warm"); errs != "" {
+		t.Errorf("with one that was killed: %q", errs)
+	}
 }
 
 func TestCloneRefuses(t *testing.T) {

@@ -51,6 +51,13 @@ func (c Contents) equal(o Contents) bool {
 	return c.Size == o.Size && c.Stamp.equal(o.Stamp) && c.Head == o.Head
 }
 
+// elsewhere is what can be known on another host of a disk that is brought there:
+// its file is another one, and has the time of this if it was copied so.
+func (c Contents) elsewhere() Contents {
+	c.Stamp.Inode = 0
+	return c
+}
+
 // CheckDisks says whether what is in the disks that lie outside of the snapshot is
 // what its guest remembers of them. The error wraps ErrMismatch and names the disk.
 func (m *Manifest) CheckDisks() error {
@@ -65,9 +72,13 @@ func (m *Manifest) CheckDisks() error {
 		if err != nil {
 			return fmt.Errorf("look at a disk of snapshot %s: %w", m.Title(), err)
 		}
-		if !now.equal(d.Contents) {
-			return fmt.Errorf("%w: %s: its disk %s was written since, and the guest remembers what was in it before\nhint: take the snapshot again",
-				ErrMismatch, m.Title(), d.Path)
+		was, hint := d.Contents, "take the snapshot again"
+		if m.Imported {
+			now, was, hint = now.elsewhere(), was.elsewhere(), "bring the disk here as it was, with its time (rsync -t, cp -p)"
+		}
+		if !now.equal(was) {
+			return fmt.Errorf("%w: %s: its disk %s was written since, and the guest remembers what was in it before\nhint: %s",
+				ErrMismatch, m.Title(), d.Path, hint)
 		}
 	}
 	return nil

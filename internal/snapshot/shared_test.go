@@ -51,6 +51,42 @@ func TestCheckDisks(t *testing.T) {
 	}
 }
 
+// On another host a disk is a copy, which is known by its time and size.
+func TestCheckDisksElsewhere(t *testing.T) {
+	for name, c := range map[string]struct {
+		copied time.Duration // how much later the copy's time is
+		text   string
+		want   string // empty: it may be started
+	}{
+		"with its time":   {0, "a", ""},
+		"at another time": {time.Second, "a", "rsync -t"},
+		"of another size": {0, "ab", "rsync -t"},
+	} {
+		path := filepath.Join(t.TempDir(), "disk")
+		if err := os.WriteFile(path, []byte("a"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		was, err := ContentsOf(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := was.Stamp.MTime.Add(c.copied)
+		// Beside it, so that it has not the same number.
+		if err := errors.Join(os.WriteFile(path+".copy", []byte(c.text), 0o600), os.Rename(path+".copy", path), os.Chtimes(path, at, at)); err != nil {
+			t.Fatal(err)
+		}
+		m := Manifest{Name: "warm", Imported: true, Disks: []Disk{{ID: "volume0", Name: "volume0", ReadOnly: true, Path: path, Contents: was}}}
+		err = m.CheckDisks()
+		if (err != nil) != (c.want != "") || (err != nil && (!errors.Is(err, ErrMismatch) || !strings.Contains(err.Error(), c.want))) {
+			t.Errorf("%s: %v", name, err)
+		}
+		m.Imported = false
+		if err := m.CheckDisks(); !errors.Is(err, ErrMismatch) {
+			t.Errorf("%s, where it was taken: %v", name, err)
+		}
+	}
+}
+
 // Nothing but what is in a block device says that somebody has written to it.
 func TestContentsOfADevice(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "disk")

@@ -162,12 +162,13 @@ func (in *instance) whilePaused(ctx context.Context, f func() error) (time.Durat
 const resumePause = time.Second
 
 // unpause lets a guest go on that stands still, or may: a pause that has failed may
-// have come through. Nobody else would try again, so this does until it has worked
-// or the VMM is gone.
+// have come through. Nobody else would try again, so this does until it has worked,
+// the VMM is gone, or somebody waits to end the VM, who kills a guest that does not
+// go on.
 func (in *instance) unpause(ctx context.Context) {
 	for {
 		err := in.machine.Resume(ctx)
-		if err == nil {
+		if err == nil || in.endAsked(ctx) {
 			return
 		}
 		in.Verbose("the guest is to go on, and does not: " + firstLine(err))

@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
+	"syscall"
 	"testing"
 	"time"
 
@@ -159,7 +161,8 @@ func newInstance(t *testing.T, m vmm.Machine) *instance {
 	if err := errors.Join(v.Move(vm.StatusStarting, ""), v.Move(vm.StatusRunning, "")); err != nil {
 		t.Fatal(err)
 	}
-	in := &instance{life: &life{vm: v, Options: Options{Verbose: func(string) {}}}, machine: m}
+	_, signals := newSignals(t)
+	in := &instance{life: &life{vm: v, signals: signals, Options: Options{Verbose: func(string) {}}}, machine: m, gone: newLatch()}
 	in.agent = serveAgent(t, http.NotFound) // it does not set its clock
 	in.current = in
 	return in
@@ -199,6 +202,30 @@ func TestAGuestGoesOnAfterItsSnapshot(t *testing.T) {
 		if ran == pauseFails {
 			t.Errorf("%s: saved while it stood still: %t", c.name, ran)
 		}
+	}
+}
+
+// A guest that does not go on after its snapshot keeps nobody from ending its VM.
+func TestAGuestThatDoesNotGoOnIsStopped(t *testing.T) {
+	g := &flakyGuest{resumes: slices.Repeat([]error{errors.New("failed")}, 10)}
+	in := newInstance(t, g)
+	in.signals.setForward(func(sig int) {
+		if sig == int(syscall.SIGKILL) {
+			in.gone.set(nil)
+		}
+	})
+	paused := make(chan struct{})
+	go func() {
+		in.capturing.Lock()
+		defer in.capturing.Unlock()
+		_, _ = in.whilePaused(context.Background(), func() error { close(paused); return nil })
+	}()
+	<-paused
+	if err := (*commands)(in.life).Stop(t.Context(), 0); err != nil {
+		t.Error(err)
+	}
+	if len(g.resumes) == 0 {
+		t.Errorf("only after %d tries", g.asked)
 	}
 }
 

@@ -18,6 +18,7 @@ func (in *instance) catchUp(ctx context.Context) {
 	if in.vm.Record().Status != vm.StatusRunning {
 		return
 	}
+	own := in.catchUps.Add(1)
 	ctx, cancel := untilDone(context.WithoutCancel(ctx), in.machine, clockWait)
 	defer cancel()
 	_, err := in.agent.SetClock(ctx)
@@ -25,5 +26,9 @@ func (in *instance) catchUp(ctx context.Context) {
 	if err == nil || in.vm.Record().Status != vm.StatusRunning || errors.Is(ctx.Err(), context.Canceled) {
 		return
 	}
+	if in.catchUps.Load() != own || !in.capturing.TryLock() {
+		return // so is what stands, or has stood, still for a snapshot since
+	}
+	in.capturing.Unlock()
 	in.warn("the guest's clock may be behind by the time for which it has stood still: "+firstLine(err), time.Now())
 }

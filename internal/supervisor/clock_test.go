@@ -4,6 +4,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -64,6 +65,40 @@ func TestResumeSetsTheClock(t *testing.T) {
 				}
 				if tc.warns == "" && len(rec.Warnings) > 0 || tc.warns != "" && (len(rec.Warnings) != 1 || !strings.Contains(rec.Warnings[0].Reason, tc.warns)) {
 					t.Errorf("warnings %+v", rec.Warnings)
+				}
+			})
+		})
+	}
+}
+
+// One who could not set the clock says nothing where somebody else has had the guest
+// stand still since: he sets it later.
+func TestWhoSaysThatTheClockIsBehind(t *testing.T) {
+	for name, tc := range map[string]struct {
+		saved bool // it stands still for a snapshot
+		times int  // that the clock is to be set
+		want  int  // warnings
+	}{
+		"one snapshot":                     {times: 1, want: 1},
+		"while the next one is taken":      {saved: true, times: 1},
+		"two snapshots, one upon the next": {times: 2, want: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLife(t, vm.StatusStarting, vm.StatusRunning)
+				in := &instance{life: l, machine: new(sleeper)}
+				in.agent = serveAgent(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+				if tc.saved {
+					in.capturing.Lock()
+				}
+				var all sync.WaitGroup
+				for range tc.times {
+					all.Go(func() { in.catchUp(t.Context()) })
+					time.Sleep(clockWait / 2)
+				}
+				all.Wait()
+				if got := len(l.vm.Record().Warnings); got != tc.want {
+					t.Errorf("%d warnings, want %d", got, tc.want)
 				}
 			})
 		})

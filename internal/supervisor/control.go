@@ -34,6 +34,8 @@ func (c *commands) running() (*instance, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch status := c.vm.Record().Status; {
+	case c.current == nil && status == vm.StatusPaused:
+		return nil, errEnded
 	case status == vm.StatusPaused:
 		return c.current, vm.ErrPaused
 	case c.current == nil || (status != vm.StatusRunning && status != vm.StatusStopping):

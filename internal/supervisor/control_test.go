@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/fcvm/fcvm/internal/control"
 	"github.com/fcvm/fcvm/internal/paths"
 	"github.com/fcvm/fcvm/internal/store"
 	"github.com/fcvm/fcvm/internal/vm"
@@ -174,6 +175,21 @@ func TestAPauseIsWholeOrNone(t *testing.T) {
 		err := (*commands)(in.life).Pause(c.ctx)
 		if (err != nil) != (c.pauses != nil) || in.vm.Record().Status != c.want || g.still != (c.want == vm.StatusPaused) {
 			t.Errorf("%s: %v; it is %s, and stands still: %t", c.name, err, in.vm.Record().Status, g.still)
+		}
+	}
+}
+
+// A VM whose VMM was killed while it was paused is paused as its record has it, until
+// that says how it has ended. There is nothing that could go on, or be saved.
+func TestAVMThatHasEndedWhilePaused(t *testing.T) {
+	c := (*commands)(newLife(t, vm.StatusStarting, vm.StatusRunning, vm.StatusPaused))
+	for name, do := range map[string]func() error{
+		"resume":   func() error { return c.Resume(t.Context()) },
+		"pause":    func() error { return c.Pause(t.Context()) },
+		"snapshot": func() error { _, err := c.Snapshot(t.Context(), control.SnapshotRequest{}); return err },
+	} {
+		if err := do(); !errors.Is(err, vm.ErrNotRunning) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"sync/atomic"
 	"time"
 
 	"github.com/fcvm/fcvm/internal/agentapi"
@@ -37,6 +38,7 @@ type instance struct {
 	machine   vmm.Machine
 	pages     *memserver.Link // to the server of the guest's memory; nil: there is none
 	agent     *agentclient.Client
+	catchUps  atomic.Int64 // how often its clock was to be set
 	stream    *agentclient.Stream
 	stdin     io.Reader               // of the container; nil: it has none
 	sizes     <-chan agentclient.Size // of its terminal; nil: it has none

@@ -171,6 +171,9 @@ func (in *instance) keepWarm(ctx context.Context) error {
 		stop := context.AfterFunc(ctx, func() { _ = in.machine.Kill(context.WithoutCancel(ctx)) })
 		err = c.freeze(ctx)
 		stop()
+		if err == nil && ctx.Err() != nil {
+			err = c.failed(context.Cause(ctx))
+		}
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
