@@ -14,6 +14,7 @@ package snapshot
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/fcvm/fcvm/internal/vm"
@@ -117,6 +118,7 @@ type Needs struct {
 	Arch        string `json:"arch"`
 	Driver      string `json:"driver"`
 	VMMVersion  string `json:"vmm_version"`
+	Agent       int    `json:"agent"`       // version of its protocol (agentapi.Version)
 	Accelerated bool   `json:"accelerated"` // by KVM: then the CPU must be the same
 	CPU         CPU    `json:"cpu,omitzero"`
 	CPUs        int    `json:"cpus"`
@@ -192,6 +194,7 @@ func (n *Needs) Check(title string, has Needs) error {
 		{"architecture", n.Arch, has.Arch, "it can only be used on such a machine"},
 		{"VMM", n.Driver, has.Driver, "give --vmm " + n.Driver + ", on a host that can run it"},
 		{n.Driver + " version", n.VMMVersion, has.VMMVersion, "install that version, or take the snapshot again"},
+		{"agent protocol", strconv.Itoa(n.Agent), strconv.Itoa(has.Agent), "take the snapshot again with this fcvm"},
 		{"acceleration", acceleration(n.Accelerated), acceleration(has.Accelerated), "take the snapshot again on this host"},
 		{"CPU", n.CPU.text(), has.CPU.text(), "take the snapshot again on this host"},
 	} {

@@ -344,6 +344,7 @@ func TestCheckNamesWhatDiffers(t *testing.T) {
 	for what, change := range map[string]func(*Needs){
 		"architecture": func(n *Needs) { n.Arch = "arm64" },
 		"version":      func(n *Needs) { n.VMMVersion = "1.14.0" },
+		"agent":        func(n *Needs) { n.Agent++ },
 		"VMM":          func(n *Needs) { n.Driver = "qemu" },
 		"acceleration": func(n *Needs) { n.Accelerated = false },
 		"CPU":          func(n *Needs) { n.CPU.Features = "other" },

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/fcvm/fcvm/internal/agentapi"
 	"github.com/fcvm/fcvm/internal/control"
 	"github.com/fcvm/fcvm/internal/paths"
 	"github.com/fcvm/fcvm/internal/proc"
@@ -211,7 +212,7 @@ func (in *instance) needs() snapshot.Needs {
 // host is what a snapshot depends on of this host and the driver.
 func (l *life) host() snapshot.Needs {
 	r := &l.timer.resolved
-	n := snapshot.Needs{Arch: runtime.GOARCH, Driver: r.Driver, VMMVersion: r.VMMVersion, Accelerated: r.Accelerated}
+	n := snapshot.Needs{Arch: runtime.GOARCH, Driver: r.Driver, VMMVersion: r.VMMVersion, Agent: agentapi.Version, Accelerated: r.Accelerated}
 	if r.Accelerated {
 		// An emulator's CPU is its own. A CPU that cannot be told is no other's.
 		n.CPU, _ = snapshot.HostCPU()
