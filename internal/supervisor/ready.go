@@ -115,8 +115,12 @@ func (in *instance) openGate(ctx context.Context, g vm.Gate) error {
 	tick := time.NewTicker(g.Interval)
 	defer tick.Stop()
 	why := context.DeadlineExceeded // until a look says more
-	for {
-		err := in.look(ctx, g)
+	for limit := lookLimit(g); ; {
+		began := time.Now()
+		err := in.look(ctx, g, limit)
+		if time.Since(began) >= limit { // it may not hang, but need more
+			limit *= 2
+		}
 		if err == nil {
 			return nil
 		}
@@ -131,8 +135,8 @@ func (in *instance) openGate(ctx context.Context, g vm.Gate) error {
 	}
 }
 
-// What one look at a gate may take: one that hangs must leave time for others. It
-// may take some intervals if that is more, so that who looks less often is patient.
+// What the first look at a gate may take: one that hangs must leave time for others.
+// It may take some intervals if that is more, so that who looks less often is patient.
 const (
 	lookTime      = 5 * time.Second
 	execLookTime  = 30 * time.Second
@@ -147,9 +151,8 @@ func lookLimit(g vm.Gate) time.Duration {
 	return max(least, lookIntervals*g.Interval)
 }
 
-// look tries the gate once.
-func (in *instance) look(ctx context.Context, g vm.Gate) error {
-	limit := lookLimit(g)
+// look tries the gate once, for as long as limit.
+func (in *instance) look(ctx context.Context, g vm.Gate, limit time.Duration) error {
 	// The guest has some time to say why not.
 	ctx, cancel := context.WithTimeoutCause(ctx, limit+checkGrace, fmt.Errorf("no answer within %s", limit))
 	defer cancel()

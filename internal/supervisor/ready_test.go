@@ -103,6 +103,29 @@ func TestLookThatHangs(t *testing.T) {
 	}
 }
 
+// What takes longer than the first look is given more time by and by.
+func TestGateOfASlowService(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const needs = 3 * lookTime
+		in := &instance{life: newLife(t, vm.StatusStarting, vm.StatusRunning)}
+		in.agent = serveAgent(t, func(w http.ResponseWriter, r *http.Request) {
+			select {
+			case <-time.After(needs):
+				w.WriteHeader(http.StatusNoContent)
+			case <-r.Context().Done():
+			}
+		})
+		g := vm.Gate{Kind: vm.GateHTTP, Value: "http://localhost/", Timeout: time.Minute, Interval: vm.DefaultGateInterval}
+		began := time.Now()
+		if err := in.openGate(t.Context(), g); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(began); took > 2*needs+4*checkGrace {
+			t.Errorf("it took %s", took)
+		}
+	})
+}
+
 // The last look has no longer than the gate, and the error says what it saw.
 func TestGateOfAServiceThatHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
