@@ -154,7 +154,7 @@ func printVMs(w io.Writer, items []vmItem) error {
 			cpus, mem = strconv.Itoa(i.CPUs), progress.FormatBytes(int64(i.MemoryMiB)<<20)
 		}
 		_, _ = fmt.Fprintln(t, strings.Join([]string{
-			i.ID, i.Name, imageText(i.Image), statusText(i), healthText(i), i.Age, cpus, mem, strings.Join(i.Ports, ", "), i.Driver,
+			i.ID, i.Name, imageText(i.Image), statusText(i), healthText(i), i.Age, cpus, mem, strings.Join(shownPorts(i.Ports), ", "), i.Driver,
 		}, "\t"))
 	}
 	return t.Flush()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -67,10 +68,20 @@ func runPublish(ctx context.Context, a *app, o *publishOptions) error {
 	}
 	return ask(st, e, what, func(c *control.Client) error {
 		ports, err := c.Publish(ctx, o.ports, o.remove)
-		for _, p := range ports {
+		for _, p := range shownPorts(ports) {
 			_, _ = fmt.Fprintln(a.sys.Stdout, portLine(p))
 		}
 		return err
+	})
+}
+
+// shownPorts leaves out where a port is open by IPv6 if it is by IPv4 under the same
+// number, on all addresses of both: as podman port does, one line is shown, which is
+// what scripts take. fcvm inspect has both.
+func shownPorts(ports []string) []string {
+	return slices.DeleteFunc(slices.Clone(ports), func(p string) bool {
+		number, everywhere := strings.CutPrefix(p, "[::]:")
+		return everywhere && slices.Contains(ports, "0.0.0.0:"+number)
 	})
 }
 
@@ -88,8 +99,11 @@ func newPortCommand(a *app, run func(context.Context, *app, *portOptions) error)
 		Use:     "port VM [PORT[/tcp|udp]]",
 		Short:   "Show where the ports of a VM are published",
 		GroupID: groupVMs,
+		Long: `Show where the ports of a VM are published. A port that was published without an
+address of the host is shown as one of IPv4 (0.0.0.0), and is open by IPv6 under the
+same number where host and network have it; fcvm inspect shows both.`,
 		Example: `  fcvm port web
-  curl http://$(fcvm port web 80 | head -n 1)`,
+  curl http://$(fcvm port web 80)`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 2 {
 				return nil
@@ -120,7 +134,7 @@ func runPort(_ context.Context, a *app, o *portOptions) error {
 		return fmt.Errorf("show ports: %w: %s is %s", vm.ErrNotRunning, nameOf(e), e.Record.Status)
 	}
 	if o.port == "" {
-		for _, p := range e.Record.Resolved.Ports {
+		for _, p := range shownPorts(e.Record.Resolved.Ports) {
 			_, _ = fmt.Fprintln(a.sys.Stdout, portLine(p))
 		}
 		return nil
@@ -130,7 +144,7 @@ func runPort(_ context.Context, a *app, o *portOptions) error {
 		return fmt.Errorf("%w: port %q: it is the container's, as 80 or 53/udp", vm.ErrInvalid, o.port)
 	}
 	found := false
-	for _, p := range e.Record.Resolved.Ports {
+	for _, p := range shownPorts(e.Record.Resolved.Ports) {
 		host, guest, _ := strings.Cut(p, "->")
 		if guest == fmt.Sprintf("%d/%s", want[0].GuestPort, want[0].Protocol) {
 			found = true

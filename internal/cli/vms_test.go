@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -278,5 +279,18 @@ func TestShortFlagsAndEnvFiles(t *testing.T) {
 	code, _, errs := h.fcvm("exec", "--env-file", writeEnvFile(t, "A B=1\n"), "live", "true")
 	if code != exitFailed || !strings.Contains(errs, `line 1: variable "A B"`) {
 		t.Errorf("exec --env-file: code %d, %s", code, errs)
+	}
+}
+
+func TestShownPorts(t *testing.T) {
+	for _, tc := range []struct{ ports, want []string }{
+		{nil, nil},
+		{[]string{"0.0.0.0:8080->80/tcp", "[::]:8080->80/tcp"}, []string{"0.0.0.0:8080->80/tcp"}},
+		{[]string{"[::]:8080->80/tcp", "[::1]:81->80/tcp"}, []string{"[::]:8080->80/tcp", "[::1]:81->80/tcp"}},
+		{[]string{"0.0.0.0:8080->80/tcp", "[::]:8080->81/tcp", "[::]:8080->80/udp"}, []string{"0.0.0.0:8080->80/tcp", "[::]:8080->81/tcp", "[::]:8080->80/udp"}},
+	} {
+		if got := shownPorts(tc.ports); !slices.Equal(got, tc.want) {
+			t.Errorf("%q: %q, want %q", tc.ports, got, tc.want)
+		}
 	}
 }

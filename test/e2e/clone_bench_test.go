@@ -327,8 +327,7 @@ func cloneToAnswer(b *testing.B, s service, name, memory string) []time.Duration
 }
 
 func waitAnswer(b *testing.B, s service, vm string) bool {
-	addrs := strings.Fields(must(b, "port", vm, strconv.Itoa(s.port))) // of IPv4 first
-	_, port, _ := strings.Cut(addrs[0], ":")
+	_, port, _ := strings.Cut(strings.TrimSpace(must(b, "port", vm, strconv.Itoa(s.port))), ":")
 	ctx, cancel := context.WithTimeout(b.Context(), runTimeout)
 	defer cancel()
 	for ctx.Err() == nil {

@@ -213,7 +213,7 @@ func (s *suite) testSmallPath(t *testing.T, m *machine) {
 func (s *suite) testRuntime(t *testing.T, m *machine) {
 	spec := "0:" + peerPort
 	for range 2 { // a free port, and then the same again
-		opened := strings.Split(m.run(t, "publish", m.name, "-p", spec), "\n")[0] // of IPv4
+		opened := m.run(t, "publish", m.name, "-p", spec)
 		_, port, err := net.SplitHostPort(strings.TrimPrefix(opened, peerPort+"/tcp -> "))
 		if err != nil {
 			t.Fatalf("fcvm publish says %q", opened)
