@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/fcvm/fcvm/internal/agentapi"
@@ -111,13 +112,27 @@ func (r *restorer) become(ctx context.Context, req *agentapi.RestoreRequest) (re
 		text := resolvConf(n)
 		id.resolv = &text
 	}
-	if err := r.rename(id); err != nil {
+	local, err := localAddresses()
+	if err != nil {
 		return 0, err
 	}
-	if err := r.agent.container.rename(ctx, id); err != nil {
-		return 0, fmt.Errorf("in the container: %w", err)
+	var both errgroup.Group
+	both.Go(func() error {
+		if err := r.rename(id); err != nil {
+			return err
+		}
+		if err := r.agent.container.rename(ctx, id); err != nil {
+			return fmt.Errorf("in the container: %w", err)
+		}
+		return nil
+	})
+	both.Go(func() error { return r.reconnect(old, req.Network) })
+	if err := both.Wait(); err != nil {
+		return 0, err
 	}
-	if reset, err = r.reconnect(old, req.Network); err != nil {
+	// What went over the old network ends last: those who connect again do so over
+	// the new one, and find the new names.
+	if reset, err = resetTCP(local); err != nil {
 		return 0, err
 	}
 	st.restored(req)
@@ -172,20 +187,15 @@ func (r *restorer) setMachineID(root *tree, id *renaming) error {
 	return nil
 }
 
-// reconnect gives the guest its network, and ends what went over the old one.
-// Those who connect again do so over the new one.
-func (r *restorer) reconnect(old, n *agentapi.Network) (reset int, err error) {
-	local, err := localAddresses()
-	if err != nil {
-		return 0, err
-	}
+// reconnect gives the guest its network.
+func (r *restorer) reconnect(old, n *agentapi.Network) error {
 	if old != nil && n != nil {
 		if err := changeNetwork(old, n); err != nil {
-			return 0, err
+			return err
 		}
 	}
 	if err := forgetNeighbours(); err != nil {
-		return 0, err
+		return err
 	}
 	if n == nil {
 		n = old
@@ -198,7 +208,7 @@ func (r *restorer) reconnect(old, n *agentapi.Network) (reset int, err error) {
 			}
 		}()
 	}
-	return resetTCP(local)
+	return nil
 }
 
 // rename gives a container that runs its new identity. One that does not has
