@@ -131,14 +131,21 @@ func (in *instance) goneWithin(ctx context.Context, timeout time.Duration) bool 
 	}
 }
 
-// kill ends the container, or the VM if the guest does not.
+// kill ends the container, or the VM if the guest does not. What holds the guest up
+// may be what it writes: it is to write that first, if it is kept.
 func (c *commands) kill(ctx context.Context, in *instance) error {
 	c.signals.send(int(unix.SIGKILL))
-	if !in.goneWithin(ctx, killGrace) {
-		c.signals.killNow()
-		return in.gone.wait(ctx)
+	if in.goneWithin(ctx, killGrace) {
+		return ctx.Err()
 	}
-	return ctx.Err()
+	c.signals.doom()
+	if in.writesKept() {
+		if err := in.powerOff(ctx, killGrace); err != nil {
+			c.Verbose(err.Error())
+		}
+	}
+	c.signals.killNow()
+	return in.gone.wait(ctx)
 }
 
 // Kill implements control.VM.

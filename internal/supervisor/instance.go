@@ -230,22 +230,6 @@ func (e *StartError) Error() string {
 	return fmt.Sprintf("run %q: %s", e.Args[0], e.Exit.Error)
 }
 
-// shutDown lets a guest whose disk is kept write it. The others are ended
-// with their VMM, which is faster.
-func (in *instance) shutDown(ctx context.Context, err error) {
-	in.gone.set(nil)
-	if in.machine == nil || in.agent == nil || (in.Spec.Remove && !in.keepsDisks()) || err != nil || in.signals.killed() != nil {
-		return
-	}
-	if in.agent.Shutdown(ctx) != nil {
-		return
-	}
-	select {
-	case <-in.machine.Done():
-	case <-ctx.Done():
-	}
-}
-
 // recordVMM lets the next command end a VMM that outlives this process.
 func (in *instance) recordVMM(cfg *vmm.Config) error {
 	return in.vm.Update(func(r *vm.Record) error {

@@ -18,8 +18,7 @@ import (
 	"github.com/fcvm/fcvm/internal/vmm"
 )
 
-// endTimeout bounds everything that is done after a VM's end: a guest that
-// does not power off, a backend that does not close.
+// endTimeout bounds what is done after a VM's end: a backend may not close.
 const endTimeout = 20 * time.Second
 
 // Pauses between a container's end and its restart: the first, and the longest.
@@ -196,9 +195,7 @@ func (l *life) runInstance(ctx context.Context) (code int, err error) {
 	l.setCurrent(in)
 	defer func() {
 		l.setCurrent(nil)
-		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
-		in.shutDown(end, err)
-		cancel()
+		in.shutDown(context.WithoutCancel(ctx), err)
 		l.takeDown(ctx, &in.undo)
 	}()
 	for _, step := range in.steps() {

@@ -144,11 +144,14 @@ func (s *signals) send(sig int) {
 	}
 }
 
-// killNow ends the VM, since its guest does not do what it is asked for.
+// doom says that the VM is ended, since its guest does not do what it is asked for.
+func (s *signals) doom() { s.dead.set(errUnyielding) }
+
+// killNow ends the VM.
 func (s *signals) killNow() {
+	s.doom()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.dead.set(errUnyielding)
 	if s.kill != nil {
 		go s.kill()
 	}
