@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/fcvm/fcvm/internal/paths"
 )
@@ -79,7 +80,8 @@ func TestClonesKeepTheirMemoryAndDisk(t *testing.T) {
 		}
 		seen := map[string]string{}
 		for i, p := range asked {
-			p.wait(t)
+			// All hash at once, on as many CPUs as there are.
+			p.waitFor(t, runTimeout*time.Duration(1+clones*mib/256))
 			found, rest, _ := strings.Cut(strings.TrimSpace(p.out.String()), ", then ")
 			if found != "memory True, disk True" {
 				t.Errorf("%s: %q; stderr:\n%s", ids[i], p.out.String(), p.errs.String())

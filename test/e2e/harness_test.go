@@ -162,12 +162,18 @@ func (p *vmProcess) waitOutput(t testing.TB, text string) {
 // wait waits for the end and returns the exit code.
 func (p *vmProcess) wait(t testing.TB) int {
 	t.Helper()
+	return p.waitFor(t, runTimeout)
+}
+
+// waitFor is wait for what may take longer.
+func (p *vmProcess) waitFor(t testing.TB, limit time.Duration) int {
+	t.Helper()
 	select {
 	case err := <-p.done:
 		p.done <- err
 		return p.ProcessState.ExitCode()
-	case <-time.After(runTimeout):
-		t.Fatalf("fcvm did not end; stderr:\n%s", p.errs.String())
+	case <-time.After(limit):
+		t.Fatalf("fcvm did not end within %s; stderr:\n%s", limit, p.errs.String())
 		return -1
 	}
 }
