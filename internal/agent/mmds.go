@@ -18,8 +18,12 @@ import (
 )
 
 const (
-	// mmdsTimeout bounds how long the service may not answer.
+	// mmdsTimeout bounds how long the service may not answer, and mmdsTries says how
+	// often it is asked at least, with pauses up to mmdsPause: the clock of a guest
+	// whose host is busy can jump.
 	mmdsTimeout = 30 * time.Second
+	mmdsTries   = 30
+	mmdsPause   = 100 * time.Millisecond
 
 	// mmdsPoll is how often a service that has no plan is asked for it. What
 	// comes of it is taken over at the start of a container, so it is short; it
@@ -52,8 +56,9 @@ func (a *agent) fetchPlan(ctx context.Context) error {
 }
 
 func (a *agent) pollPlan(ctx context.Context, m *metadata) error {
-	answered := time.Now()
+	answered, failed := time.Now(), 0
 	for {
+		pause := mmdsPoll
 		plan, err := m.plan(ctx)
 		switch {
 		case err == nil:
@@ -62,16 +67,19 @@ func (a *agent) pollPlan(ctx context.Context, m *metadata) error {
 			}
 			return nil
 		case errors.Is(err, errNoPlan):
-			answered = time.Now()
-		case errors.Is(err, errBadPlan), time.Since(answered) > mmdsTimeout:
+			answered, failed = time.Now(), 0
+		case errors.Is(err, errBadPlan), failed >= mmdsTries && time.Since(answered) > mmdsTimeout:
 			return err
+		default:
+			failed++
+			pause = min(time.Duration(failed)*mmdsPoll, mmdsPause)
 		}
 		select {
 		case <-a.state.planSet:
 			return nil
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(mmdsPoll):
+		case <-time.After(pause):
 		}
 	}
 }

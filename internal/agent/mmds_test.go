@@ -9,7 +9,10 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/fcvm/fcvm/internal/agentapi"
 )
@@ -94,6 +97,39 @@ func TestPlanComesLate(t *testing.T) {
 }
 
 // A plan may come over the channel, to a guest that waits for the service's.
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// A clock that jumps while one request is under way is no reason to give up.
+func TestPlanAfterAJump(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &service{token: "t", plan: planText("late")}
+		asked := 0
+		m := &metadata{http: http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+			if asked++; asked < mmdsTries {
+				time.Sleep(2 * mmdsTimeout)
+				return nil, syscall.ECONNRESET
+			}
+			w, sent := httptest.NewRecorder(), r.Clone(r.Context())
+			for name := range r.Header { // as it arrives
+				sent.Header.Set(name, r.Header[name][0])
+			}
+			s.ServeHTTP(w, sent)
+			return w.Result(), nil
+		})}}
+		a := &agent{state: newState()}
+		a.state.up()
+		if err := a.pollPlan(t.Context(), m); err != nil {
+			t.Error(err)
+		}
+		asked, s.plan = -10*mmdsTries, ""
+		if err := (&agent{state: newState()}).pollPlan(t.Context(), m); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("a service that is not there: %v", err)
+		}
+	})
+}
+
 func TestPlanComesByTheChannel(t *testing.T) {
 	s := &service{token: "one"}
 	g, ended := poll(t, s)
