@@ -32,15 +32,20 @@ func fcvm(t *testing.T, args ...string) result {
 
 func fcvmIn(t *testing.T, stdin io.Reader, args ...string) result {
 	t.Helper()
+	return fcvmWithin(t, runTimeout, stdin, args...)
+}
+
+func fcvmWithin(t *testing.T, limit time.Duration, stdin io.Reader, args ...string) result {
+	t.Helper()
 	// A test's own context is over when its clean-up runs.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), runTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), limit)
 	defer cancel()
 	cmd := command(ctx, args...)
 	var out, errs bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &out, &errs
 	err := cmd.Run()
 	if ctx.Err() != nil {
-		t.Fatalf("fcvm %q did not end within %s; stderr:\n%s", args, runTimeout, errs.String())
+		t.Fatalf("fcvm %q did not end within %s; stderr:\n%s", args, limit, errs.String())
 	}
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {

@@ -54,6 +54,9 @@ func TestTreeInTheContainer(t *testing.T) {
 	})
 }
 
+// treeTimeout is long: an emulated guest looks at 400 files in a second.
+const treeTimeout = 4 * runTimeout
+
 // compareInContainer has showtree, which is in bin, tell what a container of an
 // image sees, and compares that with the tree at root.
 func compareInContainer(t *testing.T, bin, ref, root string) {
@@ -64,7 +67,7 @@ func compareInContainer(t *testing.T, bin, ref, root string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := fcvm(t, append([]string{
+	r := fcvmWithin(t, treeTimeout, nil, append([]string{
 		"run", "--vmm", env.driver, "--network", "none", "--mount", "type=bind,map-mode=block,source=" + bin + ",target=/mnt/bin",
 		ref, "/mnt/bin/showtree", "/",
 	}, podman...)...)
