@@ -52,6 +52,7 @@ func TestManyVMs(t *testing.T) {
 	for some := range slices.Chunk(names, atOnce) {
 		manyAtOnce(t, some)
 		fcvm(t, "exec", "survivor", "echo", "here").want(t, 0, "here\n")
+		t.Logf("%s is gone", some[len(some)-1]) // a lab that says nothing is given up
 	}
 	if left := leftovers(before); len(left) > 0 {
 		t.Errorf("left behind by %d VMs:\n%s", n, strings.Join(left, "\n"))
