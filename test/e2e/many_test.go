@@ -94,6 +94,7 @@ func manyAtOnce(t *testing.T, names []string) {
 		r := start()
 		for tries := 1; r.code != 0 && os.Getenv("FCVM_LAB") != "" && tries < labStarts; tries++ {
 			t.Logf("%s is not up in the lab, which resets a guest in three or four: %s", name, r.stderr)
+			fcvm(t, "rm", "-f", name)
 			r = start()
 		}
 		if r.code != 0 {
