@@ -43,7 +43,7 @@ func TestManyVMs(t *testing.T) {
 		inGuest := fcvm(t, "exec", "--guest", "survivor", "sh", "-c", "ls /proc/1/fd | wc -l")
 		ofAgent, err := strconv.Atoi(strings.TrimSpace(inGuest.stdout))
 		if err != nil {
-			t.Fatalf("the agent's descriptors: %v; stderr:\n%s", err, inGuest.stderr)
+			t.Fatalf("the agent's descriptors: exit code %d, %v; stderr:\n%s", inGuest.code, err, inGuest.stderr)
 		}
 		return [3]int{descriptors(t, d.Supervisor.PID), descriptors(t, d.Resolved.VMM.PID), ofAgent}
 	}
