@@ -12,6 +12,20 @@ import (
 
 // A disk that a guest shares with others is what it was, or its snapshot is not
 // started.
+// writeDisk makes a disk, and returns what is in it.
+func writeDisk(t *testing.T) (path string, c Contents) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(path, []byte("a"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := ContentsOf(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path, c
+}
+
 func TestCheckDisks(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(path string) error
@@ -25,14 +39,7 @@ func TestCheckDisks(t *testing.T) {
 		"made again": {func(p string) error { return errors.Join(os.Rename(p, p+".old"), os.WriteFile(p, []byte("a"), 0o600)) }, "was written since"},
 		"gone":       {os.Remove, "is gone"},
 	} {
-		path := filepath.Join(t.TempDir(), "disk")
-		if err := os.WriteFile(path, []byte("a"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		was, err := ContentsOf(path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		path, was := writeDisk(t)
 		m := Manifest{Name: "warm", Disks: []Disk{
 			{ID: "root", Name: "rootfs.ext4", ReadOnly: true},
 			{ID: "volume0", Name: "volume0", ReadOnly: true, Path: path, Contents: was},
@@ -41,7 +48,7 @@ func TestCheckDisks(t *testing.T) {
 		if err := c.change(path); err != nil {
 			t.Fatal(err)
 		}
-		err = m.CheckDisks()
+		err := m.CheckDisks()
 		if (err != nil) != (c.want != "") {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -62,21 +69,14 @@ func TestCheckDisksElsewhere(t *testing.T) {
 		"at another time": {time.Second, "a", "rsync -t"},
 		"of another size": {0, "ab", "rsync -t"},
 	} {
-		path := filepath.Join(t.TempDir(), "disk")
-		if err := os.WriteFile(path, []byte("a"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		was, err := ContentsOf(path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		path, was := writeDisk(t)
 		at := was.Stamp.MTime.Add(c.copied)
 		// Beside it, so that it has not the same number.
 		if err := errors.Join(os.WriteFile(path+".copy", []byte(c.text), 0o600), os.Rename(path+".copy", path), os.Chtimes(path, at, at)); err != nil {
 			t.Fatal(err)
 		}
 		m := Manifest{Name: "warm", Imported: true, Disks: []Disk{{ID: "volume0", Name: "volume0", ReadOnly: true, Path: path, Contents: was}}}
-		err = m.CheckDisks()
+		err := m.CheckDisks()
 		if (err != nil) != (c.want != "") || (err != nil && (!errors.Is(err, ErrMismatch) || !strings.Contains(err.Error(), c.want))) {
 			t.Errorf("%s: %v", name, err)
 		}

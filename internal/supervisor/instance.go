@@ -170,7 +170,7 @@ func (in *instance) startContainer(ctx context.Context) error {
 	if err != nil || !runs {
 		return err
 	}
-	return in.recordRunning()
+	return in.recordRunning(ctx)
 }
 
 // attachAndStart reports whether the container runs. One that could not be

@@ -233,10 +233,7 @@ func (in *instance) runHooks(ctx context.Context) error {
 	return nil
 }
 
-// cloneRuns says that the clone, whose container has never stopped, is one.
-func (in *instance) cloneRuns(context.Context) error { return in.recordRunning() }
-
-func (in *instance) recordRunning() error {
+func (in *instance) recordRunning(context.Context) error {
 	err := in.vm.Update(func(r *vm.Record) error {
 		r.Phases = in.timer.phases
 		return r.Move(vm.StatusRunning, "", time.Now())

@@ -213,7 +213,7 @@ func (l *life) runInstance(ctx context.Context) (code int, err error) {
 func (in *instance) steps() []func(context.Context) error {
 	if in.Clone != nil {
 		return []func(context.Context) error{
-			in.openNetwork, in.layOutDisks, in.openGroup, in.restore, in.takeOver, in.serveShares, in.runHooks, in.cloneRuns,
+			in.openNetwork, in.layOutDisks, in.openGroup, in.restore, in.takeOver, in.serveShares, in.runHooks, in.recordRunning,
 		}
 	}
 	return []func(context.Context) error{
