@@ -24,6 +24,7 @@ import (
 	"github.com/fcvm/fcvm/internal/vmm/firecracker"
 	"github.com/fcvm/fcvm/internal/vmm/kvm"
 	"github.com/fcvm/fcvm/internal/vmm/qemu"
+	"github.com/fcvm/fcvm/test/lab/labapi"
 )
 
 // benchSnapshot takes a snapshot of a container that has nothing to do, and
@@ -31,7 +32,7 @@ import (
 func benchSnapshot(b *testing.B, name, image string, flags []string, cmd ...string) *snapshot.Snapshot {
 	b.Helper()
 	vm := name + "-vm"
-	flags = slices.Concat([]string{"-d", "--name", vm, "--save-snapshot", name}, oneCPU(), flags)
+	flags = slices.Concat([]string{"-d", "--name", vm, "--save-snapshot", name}, labapi.OneCPU(), flags)
 	must(b, runArgs(b, flags, image, cmd...)...)
 	must(b, "rm", "-f", vm)
 	b.Cleanup(func() { must(b, "snapshot", "rm", "-f", name) })
@@ -46,15 +47,6 @@ func benchSnapshot(b *testing.B, name, image string, flags []string, cmd ...stri
 	}
 	b.Cleanup(snap.Release)
 	return snap
-}
-
-// oneCPU are flags for guests in the lab: some of those with two virtual CPUs lose
-// one there, when many are loaded at once, and hang.
-func oneCPU() []string {
-	if os.Getenv("FCVM_LAB") == "" {
-		return nil
-	}
-	return []string{"--cpu", "1"}
 }
 
 // must runs a command that has to work, and returns what it wrote to stdout.
@@ -251,7 +243,7 @@ func BenchmarkCloneToAnswer(b *testing.B) {
 
 func benchService(b *testing.B, s service) {
 	vm, name := s.name+"-vm", s.name+"-warm"
-	must(b, runArgs(b, slices.Concat([]string{"-d", "--name", vm, "-p", fmt.Sprint("0:", s.port)}, oneCPU(), s.flags), s.image, s.cmd...)...)
+	must(b, runArgs(b, slices.Concat([]string{"-d", "--name", vm, "-p", fmt.Sprint("0:", s.port)}, labapi.OneCPU(), s.flags), s.image, s.cmd...)...)
 	if s.load != nil {
 		s.load(b, vm)
 	}

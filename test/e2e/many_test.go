@@ -8,10 +8,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
-)
 
-// labStarts is how often a VM is started in the lab before that counts.
-const labStarts = 6
+	"github.com/fcvm/fcvm/test/lab/labapi"
+)
 
 // atOnce is how many VMs are started, and then stopped, at the same time.
 const atOnce = 10
@@ -92,7 +91,7 @@ func manyAtOnce(t *testing.T, names []string) {
 			return run(t, append([]string{"-d"}, manyFlags(name)...), "busybox", "sh", "-c", handlesTERM)
 		}
 		r := start()
-		for tries := 1; r.code != 0 && os.Getenv("FCVM_LAB") != "" && tries < labStarts; tries++ {
+		for tries := 1; r.code != 0 && labapi.Inside() && tries < labapi.Starts; tries++ {
 			t.Logf("%s is not up in the lab, which resets a guest in three or four: %s", name, r.stderr)
 			fcvm(t, "rm", "-f", name)
 			r = start()

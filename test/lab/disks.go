@@ -149,7 +149,7 @@ func fillPayload(ctx context.Context, dir, work string, o options) error {
 // jobEnv is how the job finds what the lab has.
 func jobEnv(o options) []string {
 	env := []string{
-		"FCVM_LAB=1",
+		labapi.InsideEnv + "=1",
 		"FCVM_FIRECRACKER=" + labapi.BinDir + "/firecracker",
 		"FCVM_AGENT=" + labapi.BinDir + "/fc-agent",
 		"FCVM_TEST_GUEST=" + labapi.BinDir + "/vmmtest-guest",

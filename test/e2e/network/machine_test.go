@@ -17,6 +17,7 @@ import (
 
 	"github.com/fcvm/fcvm/test/e2e/network/netpeer"
 	"github.com/fcvm/fcvm/test/images"
+	"github.com/fcvm/fcvm/test/lab/labapi"
 )
 
 // peerPort is what guests serve, of TCP and UDP.
@@ -103,18 +104,6 @@ type machine struct {
 	name string
 }
 
-// labStarts is how often a VM is started in the lab before that counts.
-const labStarts = 4
-
-// oneCPU are flags for guests in the lab: some of those with two virtual CPUs lose
-// one there.
-func oneCPU() []string {
-	if os.Getenv("FCVM_LAB") == "" {
-		return nil
-	}
-	return []string{"--cpu", "1"}
-}
-
 // start starts a VM in the background, until the test's end.
 func (a account) start(t testing.TB, image, backend, name string, flags ...string) *machine {
 	t.Helper()
@@ -122,10 +111,10 @@ func (a account) start(t testing.TB, image, backend, name string, flags ...strin
 	args := slices.Concat([]string{
 		"run", "-d", "--vmm", os.Getenv(envDriver), "--network", backend, "--name", name,
 		"--wait-ready", "tcp=" + peerPort,
-	}, flags, oneCPU(), []string{image, "serve", peerPort, name})
+	}, flags, labapi.OneCPU(), []string{image, "serve", peerPort, name})
 	began := time.Now()
 	_, err := a.try(t, args...)
-	for tries := 1; err != nil && os.Getenv("FCVM_LAB") != "" && tries < labStarts; tries++ {
+	for tries := 1; err != nil && labapi.Inside() && tries < labapi.Starts; tries++ {
 		t.Logf("not up in the lab, which resets a guest in three or four: %v", err)
 		_, _ = a.try(t, "rm", "-f", name)
 		_, err = a.try(t, args...)

@@ -3,6 +3,8 @@
 // exit come back as frames (package agentapi) on a virtio-serial port.
 package labapi
 
+import "os"
+
 // PortName is the virtio-serial port's.
 const PortName = "fcvm.lab"
 
@@ -35,4 +37,23 @@ type Job struct {
 	User    bool     `json:"user"`    // as UserID rather than root
 	Data    bool     `json:"data"`    // there is a data disk
 	Verbose bool     `json:"verbose"` // say on stderr how far the lab is
+}
+
+// Starts is how often a VM may be started in the lab, which resets some guests as
+// they start, before a test takes that for a failure.
+const Starts = 4
+
+// InsideEnv is set in the lab.
+const InsideEnv = "FCVM_LAB"
+
+// Inside reports whether this process runs in the lab.
+func Inside() bool { return os.Getenv(InsideEnv) != "" }
+
+// OneCPU are flags of fcvm run for guests in the lab: some of those with two virtual
+// CPUs lose one there, when many are loaded, and hang. Elsewhere there are none.
+func OneCPU() []string {
+	if !Inside() {
+		return nil
+	}
+	return []string{"--cpu", "1"}
 }
