@@ -23,7 +23,7 @@ const maxEnvFile = 8 << 20
 // over the earlier and -e over all files. A name without a value takes it
 // from fcvm's own environment, and is left out when it has none.
 func environment(files, vars []string, lookup func(string) (string, bool)) ([]string, error) {
-	all, err := readEnvFiles(files, lookup)
+	all, _, err := readEnvFiles(files, lookup)
 	if err != nil {
 		return nil, err
 	}
@@ -41,16 +41,20 @@ func environment(files, vars []string, lookup func(string) (string, bool)) ([]st
 	return lastOfEach(all), nil
 }
 
-func readEnvFiles(files []string, lookup func(string) (string, bool)) ([]string, error) {
-	var all []string
+// readEnvFiles returns what files set, and their text.
+func readEnvFiles(files []string, lookup func(string) (string, bool)) (vars []string, text []byte, err error) {
 	for _, path := range files {
-		lines, err := readEnvFile(path, lookup)
-		if err != nil {
-			return nil, fmt.Errorf("read --env-file %s: %w", path, err)
+		b, err := envFileText(path)
+		var some []string
+		if err == nil {
+			some, err = parseEnvFile(b, lookup)
 		}
-		all = append(all, lines...)
+		if err != nil {
+			return nil, nil, fmt.Errorf("read --env-file %s: %w", path, err)
+		}
+		vars, text = append(vars, some...), append(append(text, b...), '\n')
 	}
-	return all, nil
+	return vars, text, nil
 }
 
 // oneEnvFile makes one file of all --env-file, which this process can read again
@@ -61,23 +65,16 @@ func (o *runOptions) oneEnvFile(lookup func(string) (string, bool)) (*os.File, e
 	if len(o.envFiles) == 0 {
 		return nil, nil
 	}
-	var all []byte
-	for _, path := range o.envFiles {
-		b, err := envFileText(path)
-		if err == nil {
-			_, err = parseEnvFile(b, lookup) // told by its name, and its own lines
-		}
-		if err != nil {
-			return nil, fmt.Errorf("read --env-file %s: %w", path, err)
-		}
-		all = append(append(all, b...), '\n')
+	_, text, err := readEnvFiles(o.envFiles, lookup) // errors tell the file's name, and its own lines
+	if err != nil {
+		return nil, err
 	}
 	fd, err := unix.MemfdCreate("env", unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("keep what --env-file sets: %w", err)
 	}
 	f := os.NewFile(uintptr(fd), "env")
-	if _, err := f.Write(all); err != nil {
+	if _, err := f.Write(text); err != nil {
 		_ = f.Close()
 		return nil, fmt.Errorf("keep what --env-file sets: %w", err)
 	}
@@ -100,14 +97,6 @@ func lastOfEach(vars []string) []string {
 		kept = append(kept, v)
 	}
 	return kept
-}
-
-func readEnvFile(path string, lookup func(string) (string, bool)) ([]string, error) {
-	b, err := envFileText(path)
-	if err != nil {
-		return nil, err
-	}
-	return parseEnvFile(b, lookup)
 }
 
 // envFileText is what is in an environment file, without a byte order mark.
