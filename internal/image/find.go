@@ -8,14 +8,15 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
 )
 
-// idPattern is what may be the beginning of an id.
-var idPattern = regexp.MustCompile(`^[0-9a-f]{4,64}$`)
+// beginsID reports whether s may be the beginning of an id.
+func beginsID(s string) bool {
+	return len(s) >= 4 && len(s) <= 64 && strings.Trim(s, "0123456789abcdef") == ""
+}
 
 // Find returns the image of the cache that ref names: a reference, a name that
 // an image was given, its id ("sha256:…") or the unique beginning of one.
@@ -67,7 +68,7 @@ func (s *Store) digestFor(ref string, want platform, anyPlatform bool, list []En
 			}
 		}
 	}
-	if idPattern.MatchString(ref) {
+	if beginsID(ref) {
 		return uniqueID(ref, list)
 	}
 	return "", err
@@ -102,7 +103,7 @@ func (s *Store) byID(r reference, want platform) (Image, error) {
 // byPrefix returns the image of the cache whose id begins so, as image ls shows
 // it, if there is one: no registry is asked for a name that is an id here.
 func (s *Store) byPrefix(r reference, want platform) (img Image, ok bool, err error) {
-	if !idPattern.MatchString(r.text) {
+	if !beginsID(r.text) {
 		return Image{}, false, nil
 	}
 	list, err := s.List()

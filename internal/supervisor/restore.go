@@ -165,16 +165,30 @@ func (in *instance) takeOver(ctx context.Context) error {
 
 // makeOwn has the guest become a machine of its own: until it has confirmed
 // that, it is not ready, and the clone fails. answers, if any, is called when it
-// has answered.
+// has answered for the first time.
 func (in *instance) makeOwn(ctx context.Context, answers func()) error {
-	defer in.timer.phase("agent")()
+	began, answered := time.Now(), make(chan time.Time, 1)
+	defer func() {
+		select {
+		case at := <-answered:
+			in.timer.add("agent", at.Sub(began))
+			in.timer.add("identity", time.Since(at))
+		default:
+			in.timer.add("agent", time.Since(began))
+		}
+	}()
 	wait, cancel := untilDone(ctx, in.machine, startTimeout)
 	defer cancel()
 	req, err := in.restoreRequest()
 	if err != nil {
 		return err
 	}
-	got, err := in.agent.Restore(wait, req, answers)
+	got, err := in.agent.Restore(wait, req, func() {
+		answered <- time.Now()
+		if answers != nil {
+			answers()
+		}
+	})
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrRestore, in.pagesError(in.guestError(ctx, err)))
 	}

@@ -33,13 +33,15 @@ const (
 	DefaultSizeMiB = 16 << 10 // of one that is made by -v; it costs what is written
 )
 
+const maxName = 128 // characters
+
 // namePattern is a volume's name, as Docker has it.
-var namePattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
+var namePattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
 
 // CheckName refuses what is not a volume's name.
 func CheckName(name string) error {
-	if !namePattern.MatchString(name) {
-		return fmt.Errorf("%w: volume %q: a name has 1 to 128 letters, digits, '_', '.' and '-', the first a letter or digit", vm.ErrInvalid, name)
+	if len(name) > maxName || !namePattern.MatchString(name) {
+		return fmt.Errorf("%w: volume %q: a name has 1 to %d letters, digits, '_', '.' and '-', the first a letter or digit", vm.ErrInvalid, name, maxName)
 	}
 	return nil
 }

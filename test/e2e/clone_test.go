@@ -199,7 +199,7 @@ func TestCloneInTheForeground(t *testing.T) {
 	} else if env.driver != "qemu" || autoNetwork() != "usernet" {
 		t.Errorf("no phase is the namespace's; stderr:\n%s", p.errs.String())
 	}
-	if want := []string{"image", "network", "disks", "spawn", "load", "resume", "agent", "total"}; !slices.Equal(phases, want) {
+	if want := []string{"image", "network", "disks", "spawn", "load", "resume", "agent", "identity", "total"}; !slices.Equal(phases, want) {
 		t.Errorf("phases %q, want %q; stderr:\n%s", phases, want, p.errs.String())
 	}
 }
