@@ -124,6 +124,8 @@ type flakyGuest struct {
 
 func (g *flakyGuest) Done() <-chan struct{} { return g.done }
 
+func (g *flakyGuest) Exit() vmm.Exit { return vmm.Exit{Reason: "it has ended"} }
+
 func next(errs *[]error) error {
 	if len(*errs) == 0 {
 		return nil
@@ -162,7 +164,7 @@ func newInstance(t *testing.T, m vmm.Machine) *instance {
 		t.Fatal(err)
 	}
 	_, signals := newSignals(t)
-	in := &instance{life: &life{vm: v, signals: signals, Options: Options{Verbose: func(string) {}}}, machine: m, gone: newLatch()}
+	in := &instance{life: &life{vm: v, signals: signals, Options: Options{Verbose: func(string) {}}}, machine: m, gone: newLatch(), failure: newLatch()}
 	in.agent = serveAgent(t, http.NotFound) // it does not set its clock
 	in.current = in
 	return in

@@ -81,10 +81,14 @@ func (in *instance) guestError(ctx context.Context, err error) error {
 	if errors.As(err, &said) || errors.Is(err, agentclient.ErrOutput) {
 		return err // the guest is well
 	}
-	if exit, ended := in.machineExit(); ended {
-		return fmt.Errorf("%w: %s%s", ErrGuest, exit.Reason, in.consoleText())
+	exit, ended := in.machineExit()
+	if failed := in.failure.now(); failed != nil {
+		return failed // the VMM was killed for it
 	}
-	return fmt.Errorf("%w: %w%s", ErrGuest, err, in.consoleText())
+	if ended {
+		return in.pagesError(fmt.Errorf("%w: %s%s", ErrGuest, exit.Reason, in.consoleText()))
+	}
+	return in.pagesError(fmt.Errorf("%w: %w%s", ErrGuest, err, in.consoleText()))
 }
 
 // machineExit returns how the VMM ended, if it has or is about to.

@@ -148,8 +148,8 @@ func (in *instance) watchPages() error {
 	return nil
 }
 
-// pagesError is why a start from a memory server failed: what the server has to
-// say of it, if it says something, is a better reason than a VMM that was killed.
+// pagesError is why a VM that has its memory from a server failed: what the server has
+// to say of it, if it says something, is a better reason than a VMM that was killed.
 func (in *instance) pagesError(err error) error {
 	if in.pages == nil {
 		return err

@@ -2,13 +2,17 @@ package supervisor
 
 import (
 	"bufio"
+	"context"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/fcvm/fcvm/internal/agentclient"
+	"github.com/fcvm/fcvm/internal/memserver"
 	"github.com/fcvm/fcvm/internal/paths"
 	"github.com/fcvm/fcvm/internal/snapshot"
 	"github.com/fcvm/fcvm/internal/store"
@@ -93,4 +97,70 @@ func serveStats(t *testing.T, l paths.Layout, id string) {
 			_ = c.Close()
 		}
 	}()
+}
+
+// linkTo is a link to a server that says line, and hangs up if it is to.
+func linkTo(t *testing.T, line string, gone bool) *memserver.Link {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "s")
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ln.Close() })
+	go func() {
+		c, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		_, _ = bufio.NewReader(c).ReadString('\n')
+		_, _ = c.Write([]byte(`{"linked":true}` + "\n" + line))
+		if gone {
+			_ = c.Close()
+		}
+	}()
+	l, err := memserver.OpenLink(t.Context(), path, "0123456789ab")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	return l
+}
+
+// Whatever a clone was at when it was ended for its memory, or from outside of it,
+// that is the reason that is told, and not that its VMM was killed.
+func TestWhyAVMWasEnded(t *testing.T) {
+	ended := make(chan struct{})
+	close(ended)
+	for _, c := range []struct {
+		name   string
+		line   string
+		gone   bool
+		failed error
+		want   error
+	}{
+		{"by its memory server", `{"ended":"the file was changed"}` + "\n", false, nil, memserver.ErrEnded},
+		{"with its memory server", "", true, nil, memserver.ErrGone},
+		{"by somebody else", "", false, nil, ErrGuest},
+		{"by a gate that did not open", "", false, ErrNotReady, ErrNotReady},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			in := newInstance(t, &flakyGuest{done: ended})
+			in.pages = linkTo(t, c.line, c.gone)
+			in.agent = agentclient.New(func(context.Context) (net.Conn, error) { return nil, vmm.ErrExited })
+			in.Spec.OnRestore = []string{"ssh-keygen -A"}
+			if c.failed != nil {
+				in.failure.set(c.failed)
+			}
+			for what, err := range map[string]error{
+				"in the guest": in.guestError(t.Context(), io.ErrUnexpectedEOF),
+				"in a hook":    in.runHooks(t.Context()),
+			} {
+				if !errors.Is(err, c.want) {
+					t.Errorf("%s: %v", what, err)
+				}
+			}
+		})
+	}
 }

@@ -156,7 +156,7 @@ func (in *instance) takeOver(ctx context.Context) error {
 		wait, cancel := untilDone(ctx, in.machine, startTimeout)
 		defer cancel()
 		if err := in.attach(ctx, wait); err != nil {
-			return fmt.Errorf("join the container: %w", in.pagesError(err))
+			return fmt.Errorf("join the container: %w", err)
 		}
 		return nil
 	})
@@ -190,7 +190,7 @@ func (in *instance) makeOwn(ctx context.Context, answers func()) error {
 		}
 	})
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrRestore, in.pagesError(in.guestError(ctx, err)))
+		return fmt.Errorf("%w: %w", ErrRestore, in.guestError(ctx, err))
 	}
 	in.Verbose(fmt.Sprintf("the guest is its own, after %s of its time and %d looks at its clock: its clock is off by %s at most, %d TCP connections of the original were reset",
 		got.Took.Round(time.Millisecond), got.Asked, got.ClockError.Round(time.Millisecond), got.Reset))
@@ -237,7 +237,12 @@ func (in *instance) runHooks(ctx context.Context) error {
 	defer cancel()
 	for _, hook := range in.Spec.OnRestore {
 		code, output, err := in.exec(wait, []string{"/bin/sh", "-c", hook})
-		if err == nil && code != 0 {
+		switch {
+		case errors.Is(err, context.DeadlineExceeded):
+			err = fmt.Errorf("it did not end within %s", startTimeout)
+		case err != nil:
+			err = in.guestError(ctx, err)
+		case code != 0:
 			err = fmt.Errorf("it ended with code %d: %s", code, output)
 		}
 		if err != nil {
