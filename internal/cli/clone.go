@@ -180,14 +180,19 @@ func (a *app) noteServer(l paths.Layout, o *cloneOptions, snap *snapshot.Snapsho
 	if o.quiet || o.snapshot == "" || o.given("memory") || o.trackDirty || snap.Manifest.Needs.HugePages {
 		return
 	}
-	socket, err := l.MemorySocket(snap.Manifest.ID)
+	if isServed(l, snap.Manifest.ID) {
+		_, _ = fmt.Fprintf(a.sys.Stderr, "fcvm: the memory is that of the snapshot's file, though a memory server runs for %s: it is used with --memory server\n", snap.Manifest.Title())
+	}
+}
+
+// isServed reports whether a memory server runs for a snapshot.
+func isServed(l paths.Layout, id string) bool {
+	socket, err := l.MemorySocket(id)
 	if err == nil {
 		_ = memserver.Forget(socket) // that of one that was killed
 		_, err = os.Stat(socket)
 	}
-	if err == nil {
-		_, _ = fmt.Fprintf(a.sys.Stderr, "fcvm: the memory is that of the snapshot's file, though a memory server runs for %s: it is used with --memory server\n", snap.Manifest.Title())
-	}
+	return err == nil
 }
 
 // check refuses what cannot be meant, and fills in what -d changes.

@@ -110,6 +110,7 @@ func runMemoryServer(ctx context.Context, a *app, o *memoryServerOptions) error 
 	if err != nil {
 		return err
 	}
+	log.begin()
 	if o.detach {
 		letGo(socket)
 	} else {
@@ -153,6 +154,10 @@ type serverLog struct {
 	w    io.Writer
 	file *os.File // nil: it is stderr
 	left int      // bytes that may still be written to the file
+	// early is what is said before begin: until then the file may be the log of a
+	// server that runs.
+	early []byte
+	began bool
 }
 
 // maxServerLog bounds the log of a server in the background, bytes: it lies
@@ -167,7 +172,7 @@ func (a *app) memoryServerLog(l paths.Layout, id string, detached bool) (*server
 	if !detached {
 		return &serverLog{w: a.sys.Stderr}, nil
 	}
-	f, err := os.OpenFile(l.MemoryLog(id), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	f, err := os.OpenFile(l.MemoryLog(id), os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open the memory server's log: %w", err)
 	}
@@ -185,7 +190,24 @@ func (l *serverLog) line(text string) {
 	if l.left -= len(text); l.left < 0 {
 		return
 	}
-	_, _ = io.WriteString(l.w, time.Now().Format(time.RFC3339)+" "+text)
+	text = time.Now().Format(time.RFC3339) + " " + text
+	if !l.began {
+		l.early = append(l.early, text...)
+		return
+	}
+	_, _ = io.WriteString(l.w, text)
+}
+
+// begin makes the file the log of this server, in place of the last one's.
+func (l *serverLog) begin() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.began = true
+	if l.file == nil {
+		return
+	}
+	_ = l.file.Truncate(0)
+	_, _ = l.w.Write(l.early)
 }
 
 func (l *serverLog) close() {

@@ -3,9 +3,11 @@ package cli
 import (
 	"net"
 	"os"
+	"regexp"
 	"testing"
 
 	"github.com/fcvm/fcvm/internal/paths"
+	"github.com/fcvm/fcvm/internal/snapshot"
 )
 
 // What a memory server that was killed has left goes with the next command.
@@ -44,4 +46,71 @@ func TestKilledMemoryServersAreSwept(t *testing.T) {
 			t.Errorf("%s: %v; stays: %t", path, err, stays)
 		}
 	}
+}
+
+// serving is a host with a snapshot of this name, whose memory somebody serves.
+func serving(t *testing.T, name string) (*host, paths.Layout, snapshot.Manifest) {
+	t.Helper()
+	h := newHost(t)
+	l := paths.Layout{Data: h.data, Runtime: t.TempDir()}
+	h.env["FCVM_RUNTIME_DIR"] = l.Runtime
+	m := h.snapshot(name, func(m *snapshot.Manifest) { m.Needs.Driver = "firecracker" })
+	socket, err := l.MemorySocket(m.ID)
+	if err == nil {
+		err = os.MkdirAll(l.MemorySockets(), 0o700)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return h, l, m
+}
+
+// A second server of a snapshot leaves the log of the first alone.
+func TestASecondMemoryServer(t *testing.T) {
+	h, l, m := serving(t, "warm")
+	const said = "what the first one has said"
+	if err := os.WriteFile(l.MemoryLog(m.ID), []byte(said), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.env[detachedEnv] = "1"
+	h.says("fcvm: open a memory server: a memory server is already running at .*", "memory-server", "-d", "warm")
+	if b, err := os.ReadFile(l.MemoryLog(m.ID)); err != nil || string(b) != said {
+		t.Errorf("the log of the first: %q, %v", b, err)
+	}
+}
+
+// A server's log begins with the server, also with what was said before it had it.
+func TestTheLogOfAMemoryServer(t *testing.T) {
+	l := paths.Layout{Data: t.TempDir(), Runtime: t.TempDir()}
+	a := newApp(System{})
+	for _, line := range []string{"first", "second"} {
+		log, err := a.memoryServerLog(l, "0123456789ab", true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		log.line(line + ", early")
+		log.begin()
+		log.line(line + ", late")
+		log.close()
+	}
+	b, err := os.ReadFile(l.MemoryLog("0123456789ab"))
+	if err != nil || !regexp.MustCompile(`^\S+ second, early\n\S+ second, late\n$`).Match(b) {
+		t.Errorf("%q, %v", b, err)
+	}
+}
+
+// Who cannot remove a snapshot because its memory is served hears so.
+func TestASnapshotWhoseMemoryIsServedStays(t *testing.T) {
+	h, l, m := serving(t, "warm")
+	held, err := snapshotsOf(l).Hold(m.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Release()
+	h.says("fcvm: remove snapshot warm: snapshot is in use by its memory server; end that with: fcvm memory-server stop warm", "snapshot", "rm", "warm")
 }

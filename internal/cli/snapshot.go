@@ -195,7 +195,8 @@ func runSnapshotRm(ctx context.Context, a *app, o *snapshotRmOptions) error {
 	return errors.Join(failed...)
 }
 
-// usersText names the VMs that run from a snapshot.
+// usersText names those for whom a snapshot is kept: VMs that run from it, or its
+// memory server.
 func (a *app) usersText(ref string) string {
 	st, err := a.openStore()
 	if err != nil {
@@ -215,10 +216,13 @@ func (a *app) usersText(ref string) string {
 			names = append(names, v.Record.Name)
 		}
 	}
-	if len(names) == 0 {
-		return ""
+	switch {
+	case len(names) > 0:
+		return " by " + strings.Join(names, ", ") + "; stop them first"
+	case isServed(st.Layout(), e.Manifest.ID):
+		return " by its memory server; end that with: fcvm memory-server stop " + e.Manifest.Title()
 	}
-	return " by " + strings.Join(names, ", ") + "; stop them first"
+	return ""
 }
 
 type snapshotRenameOptions struct{ snapshot, name string }

@@ -31,7 +31,7 @@ func (h *host) snapshot(name string, change func(*snapshot.Manifest)) snapshot.M
 	}
 	files := []string{snapshot.MemoryName, snapshot.StateName, "scratch.ext4"}
 	for _, f := range files {
-		if err := os.WriteFile(d.Path(f), []byte(f), 0o600); err != nil {
+		if err := os.WriteFile(d.Path(f), bytes.Repeat([]byte(f), os.Getpagesize()), 0o600); err != nil {
 			h.t.Fatal(err)
 		}
 	}
