@@ -51,6 +51,33 @@ func TestExitCodeInTheRecord(t *testing.T) {
 	}
 }
 
+// A container that ends before the snapshot is taken that was to be taken of it ends
+// with its own code, and somebody is told.
+func TestASnapshotThatWasNotTakenIsMissed(t *testing.T) {
+	failed := errors.New("failed")
+	for name, tc := range map[string]struct {
+		save  string
+		saved bool
+		err   error
+		told  bool
+	}{
+		"nobody asked": {"", false, nil, false},
+		"taken":        {"warm", true, nil, false},
+		"too late":     {"warm", false, nil, true},
+		"it failed":    {"warm", false, failed, false},
+	} {
+		l := newLife(t, vm.StatusStarting, vm.StatusRunning)
+		l.SaveSnapshot, l.saved = tc.save, tc.saved
+		res, err := l.end(t.Context(), 3, tc.err)
+		if !errors.Is(err, tc.err) || res.ExitCode != 3 {
+			t.Errorf("%s: code %d, %v", name, res.ExitCode, err)
+		}
+		if told := errors.Is(res.Trouble, errUnsaved); told != tc.told {
+			t.Errorf("%s: %v", name, res.Trouble)
+		}
+	}
+}
+
 // Phases add up to the time that has gone by, also those that are parts of others.
 func TestPhasesAddUp(t *testing.T) {
 	const nap = 20 * time.Millisecond

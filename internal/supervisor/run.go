@@ -352,6 +352,9 @@ func cachedText(cached bool) string {
 	return "converted"
 }
 
+// errUnsaved: there is no snapshot, though the container had no trouble.
+var errUnsaved = errors.New("the container ended before it was ready (--wait-ready), or before that was taken")
+
 // end writes the record's last words and lets everybody go.
 func (l *life) end(ctx context.Context, code int, err error) (Result, error) {
 	// A start that a signal has ended fails with whatever it was doing.
@@ -365,6 +368,9 @@ func (l *life) end(ctx context.Context, code int, err error) (Result, error) {
 	}
 	if err == nil && l.Ready != nil && !l.wasReady {
 		err = &EndedEarly{Code: code, gate: l.Spec.Gate, output: lastOutput(l.vm.Dir().ContainerLog())}
+	}
+	if err == nil && l.SaveSnapshot != "" && !l.saved {
+		l.trouble = append(l.trouble, fmt.Errorf("take the snapshot %s: %w", l.SaveSnapshot, errUnsaved))
 	}
 	if recErr := l.closeRecord(code, err); recErr != nil {
 		l.trouble = append(l.trouble, recErr)
