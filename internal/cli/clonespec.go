@@ -13,9 +13,10 @@ import (
 // typed.
 func (o *cloneOptions) spec(m *snapshot.Manifest, lookup func(string) (string, bool), n int) (vm.Spec, error) {
 	s := m.Spec
+	if err := m.CheckRuns(); err != nil {
+		return s, err
+	}
 	switch {
-	case m.Guest != snapshot.GuestRunning:
-		return s, fmt.Errorf("%w: snapshot %s was taken before its container was started; it is for fcvm run alone", vm.ErrInvalid, m.Title())
 	case o.given("cpu") && o.cpus != s.CPUs:
 		return s, fmt.Errorf("%w: --cpu %d: a clone has the %d virtual CPUs of its original", vm.ErrInvalid, o.cpus, s.CPUs)
 	case o.given("mem") && o.memory != s.MemoryMiB:

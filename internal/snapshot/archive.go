@@ -29,6 +29,9 @@ const (
 // Export writes a snapshot, which is held, as one archive, and with it the parts
 // that it is to carry along.
 func (s *Snapshot) Export(ctx context.Context, w io.Writer, parts ...Part) error {
+	if err := s.Manifest.CheckRuns(); err != nil {
+		return err
+	}
 	if err := s.Verify(ctx, false); err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/fcvm/fcvm/internal/proc"
+	"github.com/fcvm/fcvm/internal/vm"
 )
 
 // takeAutomatic makes one of a key, which was last used so long ago.
@@ -20,7 +21,7 @@ func takeAutomatic(t *testing.T, s *Store, key, boot string, ago time.Duration) 
 	d.Boot = boot
 	fill(t, d)
 	m := testManifest()
-	m.Key = key
+	m.Key, m.Guest = key, GuestUp
 	snap, err := d.Commit(t.Context(), m, testFiles)
 	if err != nil {
 		t.Fatal(err)
@@ -65,6 +66,25 @@ func TestAutomaticSnapshots(t *testing.T) {
 	old.Release()
 	if _, err := s.Find("asked"); err != nil {
 		t.Error(err)
+	}
+}
+
+// One that fcvm has taken by itself is found by its key alone: under a name, or on
+// another host, nothing could be started from it.
+func TestAutomaticSnapshotsStayWhatTheyAre(t *testing.T) {
+	s := New(t.TempDir())
+	id := takeAutomatic(t, s, "a", "", 0)
+	if err := s.Rename(t.Context(), id, "mine"); !errors.Is(err, vm.ErrInvalid) {
+		t.Errorf("named: %v", err)
+	}
+	snap, ok := s.HoldKey("a")
+	if !ok {
+		t.Fatal("it is not found any more")
+	}
+	defer snap.Release()
+	var archive bytes.Buffer
+	if err := snap.Export(t.Context(), &archive); !errors.Is(err, vm.ErrInvalid) || archive.Len() > 0 {
+		t.Errorf("exported, %d bytes: %v", archive.Len(), err)
 	}
 }
 

@@ -181,6 +181,15 @@ func (m *Manifest) Title() string {
 // other VMs sooner.
 func (m *Manifest) Automatic() bool { return m.Key != "" }
 
+// CheckRuns refuses a snapshot of a guest whose container was not started yet: fcvm
+// run finds it by its key, and nobody else can use it. The error wraps vm.ErrInvalid.
+func (m *Manifest) CheckRuns() error {
+	if m.Guest == GuestRunning {
+		return nil
+	}
+	return fmt.Errorf("%w: snapshot %s was taken before its container was started; it is for fcvm run alone", vm.ErrInvalid, m.Title())
+}
+
 // nameless reports whether the snapshot goes with its last user.
 func (m *Manifest) nameless() bool { return m.Name == "" && !m.Automatic() }
 

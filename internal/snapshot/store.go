@@ -339,6 +339,9 @@ func (s *Store) Rename(ctx context.Context, ref, name string) error {
 	if err = errors.Join(err, e.Err); err != nil {
 		return err
 	}
+	if err := e.Manifest.CheckRuns(); err != nil {
+		return err
+	}
 	if e.Manifest.Unsynced != "" {
 		if err := s.CheckFree(name); err != nil {
 			return err
@@ -366,7 +369,7 @@ func (s *Store) Rename(ctx context.Context, ref, name string) error {
 		if err := s.CheckFree(name); err != nil {
 			return err
 		}
-		e.Manifest.Name, e.Manifest.Key = name, ""
+		e.Manifest.Name = name
 		return e.Manifest.write(e.Dir)
 	})
 }
