@@ -170,7 +170,7 @@ func (s *Store) unpack(ctx context.Context, t *tar.Reader, name string, taker Ta
 	}
 	var need int64
 	for _, f := range files {
-		need += f.Data
+		need += f.room()
 	}
 	d, err := s.Begin(name, need)
 	if err != nil {
@@ -227,6 +227,15 @@ type unpacking struct {
 	runs  map[string]*runs
 }
 
+// room is how much data an archive may have of a file, bytes. One that has none says
+// so by its digest, or is of an fcvm that did not say how much there is.
+func (f *File) room() int64 {
+	if f.Data > 0 || f.Digest == zerosDigest(f.Size) {
+		return f.Data
+	}
+	return f.Size
+}
+
 // runs is one file as far as it has come.
 type runs struct {
 	file *os.File // nil: it is passed over
@@ -247,7 +256,7 @@ func (u *unpacking) unpack(ctx context.Context, d *Draft, files []File, taker Ta
 func (u *unpacking) unpackFiles(ctx context.Context, d *Draft, files []File) (err error) {
 	u.runs = map[string]*runs{}
 	for _, p := range u.parts {
-		u.runs[p.File.Name] = &runs{size: p.File.Size, left: p.File.Data}
+		u.runs[p.File.Name] = &runs{size: p.File.Size, left: p.File.room()}
 	}
 	defer func() {
 		for _, r := range u.runs {
@@ -261,11 +270,7 @@ func (u *unpacking) unpackFiles(ctx context.Context, d *Draft, files []File) (er
 		if err != nil {
 			return err
 		}
-		r := &runs{file: out, size: f.Size, left: f.Data}
-		if f.Data == 0 { // of an fcvm that did not say it
-			r.left = f.Size
-		}
-		u.runs[f.Name] = r
+		u.runs[f.Name] = &runs{file: out, size: f.Size, left: f.room()}
 		if err := out.Truncate(f.Size); err != nil {
 			return err
 		}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -87,26 +88,53 @@ func TestImportNeedsRoom(t *testing.T) {
 			t.Errorf("%s has %d bytes of data, not %d", f.Name, f.Data, want)
 		}
 	}
-	snap.Manifest.Files[0].Size, snap.Manifest.Files[0].Data = maxFile, maxFile
-	m, err := json.Marshal(snap.Manifest)
+	for _, data := range []int64{maxFile, 0} { // 0: it does not say how much there is
+		snap.Manifest.Files[0].Size, snap.Manifest.Files[0].Data = maxFile, data
+		m, err := json.Marshal(snap.Manifest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var archive bytes.Buffer
+		z, err := zstd.NewWriter(&archive)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := tar.NewWriter(z)
+		if err := errors.Join(entry(w, manifestName, m), w.Close(), z.Close()); err != nil {
+			t.Fatal(err)
+		}
+		dir := t.TempDir()
+		if _, err := New(dir).Import(ctx, &archive, "", nil); !errors.Is(err, ErrNoSpace) || !strings.Contains(err.Error(), "it takes up to") {
+			t.Errorf("%d bytes of data: %v", data, err)
+		}
+		if left, err := os.ReadDir(dir); err != nil || len(left) > 1 {
+			t.Errorf("left %v, %v", left, err)
+		}
+	}
+}
+
+// A file without data takes no room, and may have none, if it says so.
+func TestRoomOfAFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "zeros")
+	if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, memorySize)); err != nil {
+		t.Fatal(err)
+	}
+	zeros, err := Digest(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var archive bytes.Buffer
-	z, err := zstd.NewWriter(&archive)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := tar.NewWriter(z)
-	if err := errors.Join(entry(w, manifestName, m), w.Close(), z.Close()); err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	if _, err := New(dir).Import(ctx, &archive, "", nil); !errors.Is(err, ErrNoSpace) || !strings.Contains(err.Error(), "it takes up to") {
-		t.Errorf("got %v", err)
-	}
-	if left, err := os.ReadDir(dir); err != nil || len(left) > 1 {
-		t.Errorf("left %v, %v", left, err)
+	for name, c := range map[string]struct {
+		file File
+		want int64
+	}{
+		"with data":     {File{Size: memorySize, Data: 10, Digest: "x"}, 10},
+		"zeros":         {File{Size: memorySize, Digest: zeros}, 0},
+		"other zeros":   {File{Size: memorySize + 1, Digest: zeros}, memorySize + 1},
+		"nobody counts": {File{Size: memorySize, Digest: "x"}, memorySize},
+	} {
+		if got := c.file.room(); got != c.want {
+			t.Errorf("%s: %d", name, got)
+		}
 	}
 }
 

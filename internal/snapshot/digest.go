@@ -59,6 +59,12 @@ func digestOf(ctx context.Context, path string) (digest string, data int64, err 
 	return digestPrefix + hex.EncodeToString(h.Sum(nil)), data, nil
 }
 
+// zerosDigest is the Digest of a file of nothing but zeros.
+func zerosDigest(size int64) string {
+	sum := sha256.Sum256(binary.BigEndian.AppendUint64(nil, uint64(size)))
+	return digestPrefix + hex.EncodeToString(sum[:])
+}
+
 // chunks calls f with each chunk of a file that is not all zeros.
 func chunks(ctx context.Context, r *os.File, size int64, f func(off int64, p []byte) error) error {
 	buf := make([]byte, digestChunk)
