@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/fcvm/fcvm/internal/agentclient"
@@ -163,4 +164,48 @@ func TestWhyAVMWasEnded(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A memory server that does not answer, as one that is stopped, is not waited for
+// for ever.
+func TestAMemoryServerThatDoesNotAnswer(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it takes as long as a server may take")
+	}
+	t.Parallel()
+	in := newInstance(t, guest{})
+	layout := paths.Layout{Data: t.TempDir(), Runtime: t.TempDir()}
+	var err error
+	if in.Store, err = store.Open(layout); err != nil {
+		t.Fatal(err)
+	}
+	path, err := layout.MemorySocket("0123456789ab")
+	if err == nil {
+		err = os.MkdirAll(filepath.Dir(path), 0o700)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	deaf, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = deaf.Close() }()
+	in.driver = pagesDriver{can: true}
+	in.from = &snapshot.Snapshot{Manifest: snapshot.Manifest{ID: "0123456789ab", Name: "warm"}}
+	in.Clone = &Clone{Snapshot: in.from, Memory: MemoryServer}
+	ctx, cancel := context.WithTimeout(t.Context(), 3*serverPatience)
+	defer cancel()
+	var both sync.WaitGroup
+	for what, f := range map[string]func() error{
+		"before the start": func() error { return in.checkMemory(ctx) },
+		"at the start":     func() error { _, err := in.openPages(ctx); return err },
+	} {
+		both.Go(func() {
+			if err := f(); err == nil || !strings.Contains(err.Error(), "reach the memory server of snapshot warm: it has not answered") {
+				t.Errorf("%s: %v", what, err)
+			}
+		})
+	}
+	both.Wait()
 }
