@@ -51,14 +51,16 @@ type link struct {
 	conn *net.UnixConn
 }
 
-func (l *link) send(a answer) error {
+func (l *link) send(a answer) error { return l.sendWithin(tellTime, a) }
+
+func (l *link) sendWithin(limit time.Duration, a answer) error {
 	b, err := json.Marshal(a)
 	if err != nil {
 		return err
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	_ = l.conn.SetWriteDeadline(time.Now().Add(tellTime))
+	_ = l.conn.SetWriteDeadline(time.Now().Add(limit))
 	_, err = l.conn.Write(append(b, '\n'))
 	return err
 }
@@ -76,7 +78,7 @@ func (s *Server) control(ctx context.Context, c *net.UnixConn, first []byte) {
 	switch q.Request {
 	case requestStats:
 		st := s.Stats()
-		_ = l.send(answer{Stats: &st})
+		_ = l.sendWithin(handshakeTime, answer{Stats: &st}) // more than the socket holds
 	case requestLink:
 		l.vm = q.VM
 		s.serveLink(ctx, l, lines)

@@ -1,6 +1,7 @@
 package memserver
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -452,5 +453,25 @@ func TestQuery(t *testing.T) {
 	}
 	if _, err := OpenLink(ctx, deaf.Addr().String(), "vm"); err == nil || !strings.Contains(fmt.Sprint(err), "too slow") {
 		t.Errorf("a link says: %v", err)
+	}
+}
+
+// Statistics of many VMs are more than a socket holds: who asks on a busy host may
+// take a moment to read them.
+func TestStatisticsForWhoIsSlow(t *testing.T) {
+	s := serve(t, options(t, 100))
+	now := time.Now()
+	s.Server.mu.Lock()
+	for range maxEnded {
+		s.Server.ended = append(s.Server.ended, VMStats{Reason: strings.Repeat("x", maxAnswer/2/maxEnded), Ended: &now})
+	}
+	s.Server.mu.Unlock()
+	c := s.dial()
+	if err := say(c, request{Request: requestStats}); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(2 * tellTime)
+	if a, err := hear(bufio.NewReader(c), maxAnswer); err != nil || a.Stats == nil || len(a.Stats.Ended) != maxEnded {
+		t.Errorf("%v", err)
 	}
 }
