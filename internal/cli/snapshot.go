@@ -12,6 +12,7 @@ import (
 
 	"github.com/fcvm/fcvm/internal/control"
 	"github.com/fcvm/fcvm/internal/snapshot"
+	"github.com/fcvm/fcvm/internal/store"
 	"github.com/fcvm/fcvm/internal/vm"
 )
 
@@ -92,28 +93,41 @@ func runSnapshotCreate(ctx context.Context, a *app, o *snapshotCreateOptions) er
 	if err = errors.Join(err, e.Err); err != nil {
 		return err
 	}
-	snapshots := snapshotsOf(st.Layout())
-	if o.name == "" {
-		if o.name, err = snapshots.FreeName(e.Record.Name); err != nil {
-			return err
-		}
-	} else if err := snapshots.CheckFree(o.name); err != nil {
+	done, err := o.take(ctx, st, e)
+	if err != nil {
 		return err
 	}
-	err = ask(st, e, "take a snapshot of", func(c *control.Client) error {
-		done, err := c.Snapshot(ctx, control.SnapshotRequest{Name: o.name})
-		if err != nil {
-			return err
-		}
-		_, _ = fmt.Fprintf(a.sys.Stderr, "fcvm: %s stood still for %s\n", nameOf(e), done.Pause.Round(time.Millisecond))
-		_, err = fmt.Fprintln(a.sys.Stdout, done.Name)
-		return err
-	})
-	if err != nil || !o.stop {
+	_, _ = fmt.Fprintf(a.sys.Stderr, "fcvm: %s stood still for %s\n", nameOf(e), done.Pause.Round(time.Millisecond))
+	if _, err := fmt.Fprintln(a.sys.Stdout, done.Name); err != nil || !o.stop {
 		return err
 	}
 	timeout := time.Duration(o.seconds) * time.Second
 	return askEnd(ctx, st, e, "stop", func(c *control.Client) error { return c.Stop(ctx, timeout) })
+}
+
+// take takes the snapshot, under the name that was given, or else one that is free,
+// also when it is done.
+func (o *snapshotCreateOptions) take(ctx context.Context, st *store.Store, e store.Entry) (done control.Snapshotted, err error) {
+	snapshots := snapshotsOf(st.Layout())
+	if err := snapshots.CheckFree(o.name); err != nil {
+		return done, err
+	}
+	for {
+		name := o.name
+		if name == "" {
+			if name, err = snapshots.FreeName(e.Record.Name); err != nil {
+				return done, err
+			}
+		}
+		err = ask(st, e, "take a snapshot of", func(c *control.Client) (err error) {
+			done, err = c.Snapshot(ctx, control.SnapshotRequest{Name: name})
+			return err
+		})
+		taken := err != nil && ctx.Err() == nil && errors.Is(snapshots.CheckFree(name), snapshot.ErrNameTaken)
+		if !taken || o.name != "" {
+			return done, err
+		}
+	}
 }
 
 // snapshotsOptions is what commands take that do one thing to several snapshots.

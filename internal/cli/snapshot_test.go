@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -90,6 +91,30 @@ func TestSnapshotsAreListedRenamedAndRemoved(t *testing.T) {
 	if out := h.ok("snapshot", "ls", "-a"); strings.Count(out, "\n") != 1 {
 		t.Errorf("left:\n%s", out)
 	}
+}
+
+// Of two who take a snapshot at once, and give it no name, each has one. Who gives it
+// a name that is taken by then hears so.
+func TestSnapshotsThatAreTakenAtOnce(t *testing.T) {
+	h := newHost(t)
+	f := &fakeSupervisor{}
+	h.supervise(h.running("web"), f)
+	first := true
+	f.snapshot = func(name string) error {
+		if first {
+			first = false
+			h.snapshot(name, nil) // somebody else's
+			return fmt.Errorf("%w: %s", snapshot.ErrNameTaken, name)
+		}
+		return nil
+	}
+	if code, out, errs := h.fcvm("snapshot", "create", "web"); code != 0 || out != "web-2\n" {
+		t.Errorf("without a name: code %d, %q, %q", code, out, errs)
+	}
+	first = true
+	h.says("fcvm: take a snapshot of web: snapshot name is in use: mine", "snapshot", "create", "--name", "mine", "web")
+	f.snapshot = func(string) error { return errors.New("no") }
+	h.says("fcvm: take a snapshot of web: no", "snapshot", "create", "web")
 }
 
 func TestSnapshotsTravelAsOneFile(t *testing.T) {

@@ -19,6 +19,7 @@ type fakeSupervisor struct {
 	mu         sync.Mutex
 	balloon    []int
 	stop       func() error
+	snapshot   func(name string) error
 }
 
 func (f *fakeSupervisor) Update(_ context.Context, u control.UpdateRequest) error {
@@ -29,6 +30,10 @@ func (f *fakeSupervisor) Update(_ context.Context, u control.UpdateRequest) erro
 }
 
 func (f *fakeSupervisor) Stop(context.Context, time.Duration) error { return f.stop() }
+
+func (f *fakeSupervisor) Snapshot(_ context.Context, q control.SnapshotRequest) (control.Snapshotted, error) {
+	return control.Snapshotted{Name: q.Name}, f.snapshot(q.Name)
+}
 
 func (f *fakeSupervisor) DialAgent(context.Context) (net.Conn, error) { return nil, net.ErrClosed }
 
