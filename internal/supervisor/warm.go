@@ -39,9 +39,14 @@ func (in *instance) findWarm(ctx context.Context) error {
 	if !ok {
 		return nil
 	}
-	if err := snap.Verify(ctx, false); err != nil {
+	err = snap.Verify(ctx, false)
+	if ctx.Err() != nil { // which says nothing of the snapshot
+		snap.Release()
+		return context.Cause(ctx)
+	}
+	if err != nil {
 		in.forget(snap, err)
-		return ctx.Err()
+		return nil
 	}
 	in.from = snap
 	in.undo.add("release the snapshot", func(context.Context) error { snap.Release(); return nil })

@@ -8,8 +8,10 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/fcvm/fcvm/internal/agentapi"
+	"github.com/fcvm/fcvm/internal/network"
 	"github.com/fcvm/fcvm/internal/paths"
 	"github.com/fcvm/fcvm/internal/setup"
 	"github.com/fcvm/fcvm/internal/snapshot"
@@ -51,5 +53,63 @@ func TestAStartThatIsEndedKeepsNoGuest(t *testing.T) {
 	}
 	if left, err := filepath.Glob(filepath.Join(snapshots, ".draft-*")); err != nil || len(left) > 0 {
 		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+// warmDriver is one whose guests can be kept.
+type warmDriver struct {
+	pagesDriver
+	vmm.Restorer
+}
+
+// noNet is no network.
+type noNet struct{ network.Attachment }
+
+func (noNet) Net() *vmm.Net { return nil }
+
+// A start that is ended while it looks at a guest that was kept keeps it for the next
+// one; one whose guest is damaged does not.
+func TestAGuestIsKeptUnlessItIsDamaged(t *testing.T) {
+	for name, ended := range map[string]bool{"ended": true, "damaged": false} {
+		in := newInstance(t, guest{})
+		in.driver, in.net, in.artifacts = warmDriver{}, noNet{}, &setup.Artifacts{}
+		in.Snapshots = snapshot.New(t.TempDir())
+		key, err := in.makeWarmKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		draft, err := in.Snapshots.Begin("", 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files := []string{snapshot.MemoryName, snapshot.StateName}
+		for _, f := range files {
+			if err := os.WriteFile(draft.Path(f), []byte(f), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		snap, err := draft.Commit(t.Context(), snapshot.Manifest{Key: key, Guest: snapshot.GuestUp, Spec: in.vm.Record().Spec}, files)
+		if err != nil {
+			t.Fatal(err)
+		}
+		snap.Release()
+		ctx, end := context.WithCancel(t.Context())
+		defer end()
+		now := time.Now()
+		if ended { // it is to be read
+			err = os.Chtimes(snap.Memory(), now, now)
+			end()
+		} else {
+			err = os.WriteFile(snap.Memory(), []byte("broken"), 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := in.findWarm(ctx); (err != nil) != ended || in.from != nil {
+			t.Errorf("%s: %v, from %v", name, err, in.from)
+		}
+		if _, kept := in.Snapshots.FindKey(key); kept != ended {
+			t.Errorf("%s: kept: %t", name, kept)
+		}
 	}
 }
