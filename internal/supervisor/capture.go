@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -74,6 +75,10 @@ func (in *instance) newCapture(o captureOptions) (*capture, error) {
 	m, ok := in.machine.(vmm.Snapshotter)
 	if !ok {
 		return nil, fmt.Errorf("%w: snapshots with %s", vmm.ErrUnsupported, in.driver.Name())
+	}
+	if i := slices.IndexFunc(in.volumes, func(d volumeDisk) bool { return d.device && !d.readOnly }); i >= 0 {
+		return nil, fmt.Errorf("%w: take a snapshot of VM %s: it writes to the block device %s, which a snapshot cannot copy; run it with that read-only",
+			vm.ErrInvalid, in.vm.Record().Name, in.volumes[i].path)
 	}
 	draft, err := in.Snapshots.Begin(o.name, in.snapshotSize())
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -311,5 +312,26 @@ func TestWhichSnapshotsAreWaitedFor(t *testing.T) {
 			t.Errorf("%+v: %t", c.options, waits)
 		}
 		capture.draft.Abort()
+	}
+}
+
+// Of a VM that writes to a block device there is no snapshot, and its guest does not
+// stand still until that shows.
+func TestABlockDeviceIsNotSaved(t *testing.T) {
+	for _, readOnly := range []bool{false, true} {
+		in := newInstance(t, guest{pid: os.Getpid()})
+		dir := t.TempDir()
+		in.artifacts, in.Snapshots = &setup.Artifacts{}, snapshot.New(dir)
+		in.volumes = []volumeDisk{{path: "/dev/sdx", device: true, readOnly: readOnly}}
+		c, err := in.newCapture(captureOptions{name: "x", guest: snapshot.GuestRunning})
+		if refused := errors.Is(err, vm.ErrInvalid) && strings.Contains(err.Error(), "/dev/sdx"); refused == readOnly || (err != nil) != refused {
+			t.Errorf("read-only %t: %v", readOnly, err)
+		}
+		if err == nil {
+			c.draft.Abort()
+		}
+		if left, err := filepath.Glob(filepath.Join(dir, ".draft-*")); err != nil || len(left) > 0 {
+			t.Errorf("read-only %t: left %v, %v", readOnly, left, err)
+		}
 	}
 }
