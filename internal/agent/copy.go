@@ -54,8 +54,21 @@ func (a *agent) getCopyOut(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/x-tar")
 	w.Header().Set("Trailer", agentapi.TrailerError)
 	if err := src.Pack(w); err != nil {
-		w.Header().Set(agentapi.TrailerError, err.Error())
+		w.Header().Set(agentapi.TrailerError, trailer(err))
 	}
+}
+
+// maxTrailer bounds what comes behind a body, bytes. The peer takes 4 KiB, and a
+// path may have as many.
+const maxTrailer = 2 << 10
+
+// trailer is an error as the value of a header.
+func trailer(err error) string {
+	text := printable(err.Error())
+	if len(text) > maxTrailer {
+		text = text[:maxTrailer/2] + "…" + text[len(text)-maxTrailer/2:]
+	}
+	return text
 }
 
 func (a *agent) postCopyIn(w http.ResponseWriter, r *http.Request) {

@@ -118,20 +118,30 @@ func (f failing) Read([]byte) (int, error) { return 0, f.err }
 // A copy that fails in the middle is no short stream.
 func TestCopyOutThatFailsInTheMiddle(t *testing.T) {
 	g := newContainerGuest(t, pipeCarrier)
-	dir := t.TempDir()
-	deep := dir + "/top" + strings.Repeat("/d", 600)
-	if err := os.MkdirAll(deep, 0o755); err != nil {
-		t.Fatal(err)
+	// What comes behind the body has the rules of a header; a name has none.
+	for _, name := range []string{"top", "t\x01\x1b[1m\r\nX: y\xff"} {
+		dir := filepath.Join(t.TempDir(), name)
+		if err := os.MkdirAll(dir+strings.Repeat("/d", 600), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		out, err := g.client.CopyOut(t.Context(), agentapi.CopyRequest{Path: dir})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = io.Copy(io.Discard, out)
+		_ = out.Close()
+		var e *agentapi.Error
+		if !errors.As(err, &e) || errors.Is(err, agentclient.ErrLost) || !strings.Contains(e.Message, "directories in one another") {
+			t.Errorf("%q: got %v", name, err)
+		}
 	}
-	out, err := g.client.CopyOut(t.Context(), agentapi.CopyRequest{Path: dir + "/top"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = out.Close() }()
-	_, err = io.Copy(io.Discard, out)
-	var e *agentapi.Error
-	if !errors.As(err, &e) || errors.Is(err, agentclient.ErrLost) || !strings.Contains(e.Message, "directories in one another") {
-		t.Errorf("got %v", err)
+}
+
+// An error tells of a path, which may be longer than what comes behind a body.
+func TestTrailerIsBounded(t *testing.T) {
+	got := trailer(errors.New(strings.Repeat("x", 8<<10) + " changed while it was copied"))
+	if len(got) > 3<<10 || !strings.HasPrefix(got, "xx") || !strings.HasSuffix(got, "x changed while it was copied") {
+		t.Errorf("%d bytes: %.10q", len(got), got)
 	}
 }
 

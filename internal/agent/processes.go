@@ -149,6 +149,11 @@ func commandOf(st proc.Stat) string {
 			text = string(bytes.ReplaceAll(b, []byte{0}, []byte{' '}))
 		}
 	}
+	return printable(text)
+}
+
+// printable is a text on one line, without what is not to be seen.
+func printable(text string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) && r != unicode.ReplacementChar {
 			return r

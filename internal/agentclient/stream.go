@@ -9,7 +9,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
+	"strings"
 	"sync"
+	"unicode/utf8"
 
 	"github.com/fcvm/fcvm/internal/agentapi"
 )
@@ -59,7 +62,11 @@ func (c *Client) Attach(ctx context.Context) (*Stream, error) {
 // Exec starts a command; it gets a hang-up signal when the stream is closed
 // before its end, unless it is detached.
 func (c *Client) Exec(ctx context.Context, req agentapi.ExecRequest) (*Stream, error) {
-	s, err := c.stream(ctx, agentapi.PathExec, req)
+	var s *Stream
+	err := checkText(req)
+	if err == nil {
+		s, err = c.stream(ctx, agentapi.PathExec, req)
+	}
 	if err != nil {
 		where := "container"
 		if req.Guest {
@@ -68,6 +75,21 @@ func (c *Client) Exec(ctx context.Context, req agentapi.ExecRequest) (*Stream, e
 		return nil, fmt.Errorf("run a command in the %s: %w", where, err)
 	}
 	return s, nil
+}
+
+// checkText refuses what would not reach the guest as it is: JSON is UTF-8.
+func checkText(req agentapi.ExecRequest) error {
+	for _, s := range slices.Concat(req.Args, []string{req.WorkDir, req.User}) {
+		if !utf8.ValidString(s) {
+			return fmt.Errorf("%q is not UTF-8 text", s)
+		}
+	}
+	for _, kv := range req.Env {
+		if name, _, _ := strings.Cut(kv, "="); !utf8.ValidString(kv) { // the value may be a secret
+			return fmt.Errorf("the value of variable %q is not UTF-8 text; encode it, as with base64", name)
+		}
+	}
+	return nil
 }
 
 // Share opens the stream by which a share is served (agentapi.ShareRequest).

@@ -82,13 +82,15 @@ func (m *terminal) waitFor(what string, cond func() bool) {
 }
 
 // raw reports whether keys are bytes.
-func (m *terminal) raw() bool {
+func (m *terminal) raw() bool { return m.lflag()&(unix.ICANON|unix.ECHO|unix.ISIG) == 0 }
+
+// lflag is how the terminal treats keys, termios(3).
+func (m *terminal) lflag() uint32 {
 	a, err := unix.IoctlGetTermios(int(m.tty.Fd()), unix.TCGETS)
 	if err != nil {
-		m.t.Error(err)
-		return false
+		m.t.Fatal(err)
 	}
-	return a.Lflag&(unix.ICANON|unix.ECHO|unix.ISIG) == 0
+	return a.Lflag
 }
 
 func (h *host) on(m *terminal) {

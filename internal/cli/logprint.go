@@ -62,8 +62,15 @@ func (p *logPrinter) print(ctx context.Context, r *logs.Reader, want logRange, f
 			return err
 		}
 	}
-	for lives && waitForMore(ctx) {
-		lives = alive()
+	if !want.since.After(time.Now()) {
+		want.since = time.Time{} // what comes from here on is new, whatever a clock says that was set back
+	}
+	for lives {
+		lives = waitForMore(ctx) && alive()
+		if err := interrupted(ctx); err != nil {
+			return err
+		}
+		// Also when the time of --until has come: for what was written by then.
 		if err := r.Read(pass(p.entry)); err != nil {
 			return err
 		}

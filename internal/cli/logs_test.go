@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -204,6 +205,65 @@ func TestLogsUntilEndsAFollower(t *testing.T) {
 	until := time.Now().Add(300 * time.Millisecond)
 	if out := h.ok("logs", "-f", "--until", until.Format(time.RFC3339Nano), "job"); out != "now\n" || time.Now().Before(until) {
 		t.Errorf("%q at %s, to end at %s", out, time.Now(), until)
+	}
+}
+
+// writerFunc is a stdout that does something when it is written to.
+type writerFunc func(p []byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+// onFirst is a stdout that has something done when it is first written to, which
+// is after a follower's first look.
+func onFirst(out *strings.Builder, do func()) writerFunc {
+	return func(p []byte) (int, error) {
+		if out.Len() == 0 {
+			do()
+		}
+		return out.Write(p)
+	}
+}
+
+// writeAt writes to a log as if it were another time.
+func writeAt(t *testing.T, v *store.VM, at time.Time, text string) {
+	t.Helper()
+	line, err := json.Marshal(logs.Entry{Time: at, Stream: logs.Stdout, Data: []byte(text)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(v.Dir().ContainerLog(), os.O_WRONLY|os.O_APPEND, 0)
+	if err == nil {
+		_, err = f.Write(append(line, '\n'))
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		t.Error(err)
+	}
+}
+
+// What was written just before the time is up is shown, too.
+func TestLogsUntilShowsAllThatWasWrittenByThen(t *testing.T) {
+	h := newHost(t)
+	v := h.createLogged("job", written{logs.Stdout, "now\n"})
+	until := time.Now()
+	var out strings.Builder
+	h.stdout = onFirst(&out, func() { writeAt(t, v, until, "late\n") })
+	if h.ok("logs", "-f", "--tail", "1", "--until", until.Format(time.RFC3339Nano), "job"); out.String() != "now\nlate\n" {
+		t.Errorf("%q", out.String())
+	}
+}
+
+// What comes while somebody follows is new, even if the clock was set back.
+func TestLogsSinceWhileTheClockIsSetBack(t *testing.T) {
+	h := newHost(t)
+	since := time.Now()
+	v := h.createLogged("job", written{logs.Stdout, "now\n"})
+	var out strings.Builder
+	h.stdout = onFirst(&out, func() {
+		writeAt(t, v, since.Add(-time.Hour), "back\n")
+		h.end(v, 0)
+	})
+	if h.ok("logs", "-f", "--tail", "1", "--since", since.Format(time.RFC3339Nano), "job"); out.String() != "now\nback\n" {
+		t.Errorf("%q", out.String())
 	}
 }
 

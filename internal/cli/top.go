@@ -131,7 +131,7 @@ func runTop(ctx context.Context, a *app, o *topOptions) error {
 	if err != nil {
 		return err
 	}
-	s := &topScreen{app: a, order: order, reverse: o.reverse, interval: o.interval, format: f}
+	s := &topScreen{app: a, order: order, reverse: o.reverse, interval: o.interval, format: f, suspend: suspendSelf}
 	if o.vm != "" {
 		s.source = &topProcesses{store: st, ref: o.vm, guest: o.guest}
 		return s.run(ctx, o.noStream)
@@ -155,6 +155,7 @@ type topScreen struct {
 	reverse  bool
 	interval time.Duration
 	format   format
+	suspend  func() // stops this process, and returns when it goes on
 }
 
 func (s *topScreen) run(ctx context.Context, once bool) error {
@@ -170,8 +171,8 @@ func (s *topScreen) run(ctx context.Context, once bool) error {
 	if once {
 		return s.show()
 	}
-	if t, restore, ok := s.openTerminal(); ok {
-		return errors.Join(s.live(ctx, t), restore())
+	if t, ok := s.terminal(); ok {
+		return s.live(ctx, t)
 	}
 	for {
 		if err := s.show(); err != nil {

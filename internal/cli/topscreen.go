@@ -3,29 +3,34 @@ package cli
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/fcvm/fcvm/internal/term"
 )
 
 // What a terminal is told (ECMA-48, and xterm's alternate screen).
 const (
-	screenOpen  = "\x1b[?1049h\x1b[?25l" // another screen, no cursor
-	screenClose = "\x1b[?25h\x1b[?1049l"
+	screenOpen  = "\x1b[?1049h\x1b[?25l\x1b[?7l" // another screen, no cursor, no lines that wrap: some characters are wide
+	screenClose = "\x1b[?7h\x1b[?25h\x1b[?1049l"
 	screenHome  = "\x1b[H"
 	lineEnd     = "\x1b[K\r\n"
 	screenRest  = "\x1b[J"
 )
 
-// openTerminal takes the terminal over, if there is one to draw on. Without
-// one to read keys from, it only draws.
-func (s *topScreen) openTerminal() (t *term.Terminal, restore func() error, ok bool) {
-	t, ok = term.Of(s.sys.Stdout)
-	if !ok || !s.format.plain() {
-		return nil, nil, false
-	}
+// terminal is the one to draw on, if there is one.
+func (s *topScreen) terminal() (*term.Terminal, bool) {
+	t, ok := term.Of(s.sys.Stdout)
+	return t, ok && s.format.plain()
+}
+
+// takeTerminal takes the terminal over, until giveBack. Without one to read keys
+// from, it only draws.
+func (s *topScreen) takeTerminal() (giveBack func() error) {
 	keys := func() error { return nil }
 	if in, ok := term.Of(s.sys.Stdin); ok {
 		if r, err := in.Keys(); err == nil {
@@ -33,16 +38,18 @@ func (s *topScreen) openTerminal() (t *term.Terminal, restore func() error, ok b
 		}
 	}
 	_, _ = io.WriteString(s.sys.Stdout, screenOpen)
-	return t, func() error {
+	return func() error {
 		_, _ = io.WriteString(s.sys.Stdout, screenClose)
 		return keys()
-	}, true
+	}
 }
 
 // live redraws the table until the context ends or a key says so.
-func (s *topScreen) live(ctx context.Context, t *term.Terminal) error {
+func (s *topScreen) live(ctx context.Context, t *term.Terminal) (err error) {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
+	giveBack := s.takeTerminal()
+	defer func() { err = errors.Join(err, giveBack()) }()
 	keys := make(chan byte)
 	if _, ok := term.Of(s.sys.Stdin); ok {
 		go readKeys(ctx, s.sys.Stdin, keys)
@@ -65,8 +72,15 @@ func (s *topScreen) live(ctx context.Context, t *term.Terminal) error {
 			return context.Cause(ctx)
 		case <-resized:
 		case k := <-keys:
-			if k == 'q' {
+			switch k {
+			case 'q':
 				return nil
+			case ctrlZ:
+				if err := giveBack(); err != nil {
+					return err
+				}
+				s.suspend()
+				giveBack = s.takeTerminal()
 			}
 			s.press(k)
 		case <-tick.C:
@@ -76,6 +90,13 @@ func (s *topScreen) live(ctx context.Context, t *term.Terminal) error {
 		}
 	}
 }
+
+const ctrlZ = 0x1a
+
+// suspendSelf stops this process, and those that were started with it, as the
+// terminal would, and returns when somebody has let them go on. The kernel leaves
+// them alone where there is nobody to do so.
+func suspendSelf() { _ = unix.Kill(0, unix.SIGTSTP) }
 
 // readKeys hands on what is typed. It stays behind in its last read, until the
 // process ends.

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/fcvm/fcvm/internal/control"
+	"github.com/fcvm/fcvm/internal/events"
 	"github.com/fcvm/fcvm/internal/store"
 	"github.com/fcvm/fcvm/internal/vm"
 )
@@ -46,20 +48,23 @@ func runWait(ctx context.Context, a *app, o *waitOptions) error {
 		}
 		entries = append(entries, e)
 	}
-	var failed []error
-	for _, e := range entries {
+	// Side by side: one that is forgotten when it has ended cannot be asked later.
+	codes, errs := make([]int, len(entries)), make([]error, len(entries))
+	done := sideBySide(len(entries), len(entries), func(i int) {
+		e := entries[i]
 		if o.ready {
-			failed = append(failed, ask(st, e, "wait for", func(c *control.Client) error { return c.WaitReady(ctx) }))
-			continue
+			errs[i] = ask(st, e, "wait for", func(c *control.Client) error { return c.WaitReady(ctx) })
+		} else if codes[i], errs[i] = waitEnd(ctx, st, e); errs[i] != nil {
+			errs[i] = fmt.Errorf("wait for %s: %w", nameOf(e), errs[i])
 		}
-		code, err := waitEnd(ctx, st, e)
-		if err != nil {
-			failed = append(failed, fmt.Errorf("wait for %s: %w", nameOf(e), err))
-			continue
+	})
+	for i := range entries {
+		<-done[i]
+		if !o.ready && errs[i] == nil {
+			_, _ = fmt.Fprintln(a.sys.Stdout, codes[i])
 		}
-		_, _ = fmt.Fprintln(a.sys.Stdout, code)
 	}
-	return errors.Join(failed...)
+	return errors.Join(errs...)
 }
 
 // waitEnd returns the exit code of a VM's container once it has ended.
@@ -77,14 +82,34 @@ func waitEnd(ctx context.Context, st *store.Store, e store.Entry) (int, error) {
 		if err := waitGone(ctx, st, e.Record.ID); err != nil {
 			return 0, err
 		}
-		if e, err = st.Find(e.Record.ID); errors.Is(err, vm.ErrNotFound) {
-			return 0, errors.New("it has ended and was removed; its exit code is not known")
-		} else if err != nil {
+		found, err := st.Find(e.Record.ID)
+		if errors.Is(err, vm.ErrNotFound) {
+			return lastWord(st, e.Record.ID)
+		}
+		if err != nil {
 			return 0, err
 		}
+		e = found
 	}
-	if e.Record.ExitCode == nil {
-		return exitFailed, nil
+	return codeOf(e.Record.ExitCode), nil
+}
+
+// lastWord is the exit code of a VM that is gone, from what it told of its end.
+func lastWord(st *store.Store, id string) (code int, err error) {
+	err = errors.New("it has ended and was removed; its exit code is not known")
+	readErr := events.New(st.Layout().Events()).Read(time.Time{}, func(e events.Event) error {
+		if e.ID == id && e.Kind == events.Stopped {
+			code, err = codeOf(e.ExitCode), nil
+		}
+		return nil
+	})
+	return code, errors.Join(err, readErr)
+}
+
+// codeOf is an exit code, or that of a container that never ran.
+func codeOf(code *int) int {
+	if code == nil {
+		return exitFailed
 	}
-	return *e.Record.ExitCode, nil
+	return *code
 }

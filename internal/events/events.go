@@ -115,41 +115,80 @@ func takeBack(f *os.File) error {
 
 func (l *Log) old() string { return l.path + ".1" }
 
+// open opens the two files of the log as they are at one moment; nil: there is
+// none. Between two looks the newer one may become the older.
+func (l *Log) open() (old, now *os.File, err error) {
+	for {
+		if old, err = openFile(l.old()); err == nil {
+			now, err = openFile(l.path)
+		}
+		if err == nil && isAt(l.old(), old) {
+			return old, now, nil
+		}
+		closeAll(old, now)
+		if err != nil {
+			return nil, nil, fmt.Errorf("read events: %w", err)
+		}
+	}
+}
+
+func openFile(path string) (*os.File, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return f, err
+}
+
+// isAt reports whether a file that was opened is the one at a path.
+func isAt(path string, f *os.File) bool {
+	there, err := os.Stat(path)
+	if err != nil || f == nil {
+		return err != nil && f == nil
+	}
+	st, err := f.Stat()
+	return err == nil && os.SameFile(there, st)
+}
+
+func closeAll(files ...*os.File) {
+	for _, f := range files {
+		if f != nil {
+			_ = f.Close()
+		}
+	}
+}
+
 // Read calls f for each event from since on that is there now.
 func (l *Log) Read(since time.Time, f func(Event) error) error {
-	for _, path := range []string{l.old(), l.path} {
-		file, err := os.Open(path)
-		if errors.Is(err, fs.ErrNotExist) {
+	old, now, err := l.open()
+	if err != nil {
+		return err
+	}
+	defer closeAll(old, now)
+	for _, file := range []*os.File{old, now} {
+		if file == nil {
 			continue
 		}
-		if err != nil {
-			return fmt.Errorf("read events: %w", err)
-		}
-		_, err = each(file, since, f)
-		_ = file.Close()
-		if err != nil {
+		if _, err := each(file, since, f); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// Follow is Read that goes on until ctx ends, which is no error.
+// Follow is Read that goes on with what comes, until ctx ends, which is no error.
 func (l *Log) Follow(ctx context.Context, since time.Time, f func(Event) error) error {
-	var file *os.File
-	defer func() {
-		if file != nil {
-			_ = file.Close()
+	old, file, err := l.open()
+	if err != nil {
+		return err
+	}
+	defer func() { closeAll(old, file) }()
+	if old != nil {
+		_, err := each(old, since, f)
+		if _ = old.Close(); err != nil {
+			return err
 		}
-	}()
-	if since.IsZero() || since.Before(time.Now()) {
-		if old, err := os.Open(l.old()); err == nil {
-			_, err = each(old, since, f)
-			_ = old.Close()
-			if err != nil {
-				return err
-			}
-		}
+		old = nil
 	}
 	for {
 		if file == nil {
@@ -161,15 +200,18 @@ func (l *Log) Follow(ctx context.Context, since time.Time, f func(Event) error) 
 			if err := next(file, since, f); err != nil {
 				return err
 			}
-			if l.renamed(file) {
-				// What was appended between the last look and the renaming.
-				if err := next(file, since, f); err != nil {
-					return err
-				}
-				_ = file.Close()
-				file = nil
-				continue
+		}
+		if !since.After(time.Now()) {
+			since = time.Time{} // what comes from here on is new, whatever a clock says that was set back
+		}
+		if file != nil && l.renamed(file) {
+			// What was appended between the last look and the renaming.
+			if err := next(file, since, f); err != nil {
+				return err
 			}
+			_ = file.Close()
+			file = nil
+			continue
 		}
 		select {
 		case <-ctx.Done():
@@ -195,12 +237,8 @@ func next(file *os.File, since time.Time, f func(Event) error) error {
 
 // renamed reports whether the log has gone on in another file.
 func (l *Log) renamed(file *os.File) bool {
-	now, err := os.Stat(l.path)
-	if err != nil {
-		return false // no new one yet
-	}
-	st, err := file.Stat()
-	return err == nil && !os.SameFile(now, st)
+	_, err := os.Stat(l.path)
+	return err == nil && !isAt(l.path, file) // else there is no new one yet
 }
 
 // each calls f for the whole lines of r, and returns how many bytes they have.

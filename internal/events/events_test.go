@@ -90,3 +90,78 @@ func TestHalfALineIsTakenBack(t *testing.T) {
 		}
 	}
 }
+
+// The log may be renamed between a reader's looks at its two files.
+func TestReadWhileTheLogIsRenamed(t *testing.T) {
+	for name, read := range map[string]func(*Log, func(Event) error) error{
+		"read": func(l *Log, f func(Event) error) error { return l.Read(time.Time{}, f) },
+		"follow": func(l *Log, f func(Event) error) error {
+			ctx, cancel := context.WithTimeout(t.Context(), 10*pollPause)
+			defer cancel()
+			return l.Follow(ctx, time.Time{}, f)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLog(t)
+			if err := l.Append(Event{Kind: Created, Name: "first"}); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Rename(l.path, l.old()); err != nil {
+				t.Fatal(err)
+			}
+			if err := l.Append(Event{Kind: Created, Name: "second"}); err != nil {
+				t.Fatal(err)
+			}
+			f, err := os.OpenFile(l.path, os.O_APPEND|os.O_WRONLY, 0)
+			if err == nil {
+				_, err = f.WriteString(strings.Repeat(strings.Repeat("x", 1000)+"\n", maxFile/1000))
+			}
+			if err := errors.Join(err, f.Close()); err != nil {
+				t.Fatal(err)
+			}
+			seen := map[string]bool{}
+			if err := read(l, func(e Event) error {
+				if seen[e.Name] = true; e.Name == "first" {
+					return l.Append(Event{Kind: Created, Name: "third"})
+				}
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+			if !seen["first"] || !seen["second"] {
+				t.Errorf("seen: %v", seen)
+			}
+		})
+	}
+}
+
+// What happens while somebody follows is new, even if the clock was set back.
+func TestFollowWhileTheClockIsSetBack(t *testing.T) {
+	l := newLog(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	started := time.Now()
+	if err := l.Append(Event{Kind: Created, Name: "old", Time: started.Add(-time.Minute)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Append(Event{Kind: Created, Name: "new"}); err != nil {
+		t.Fatal(err)
+	}
+	var seen []string
+	if err := l.Follow(ctx, started, func(e Event) error {
+		if seen = append(seen, e.Name); e.Name == "back" {
+			cancel()
+			return nil
+		}
+		go func() {
+			time.Sleep(2 * pollPause)
+			_ = l.Append(Event{Kind: Created, Name: "back", Time: started.Add(-time.Hour)})
+		}()
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(seen, " "); got != "new back" {
+		t.Errorf("seen: %s", got)
+	}
+}

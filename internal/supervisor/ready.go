@@ -265,8 +265,8 @@ func (l *lineWatcher) watch(p []byte) {
 		if room := maxLogLine - len(l.line); room > 0 {
 			l.line = append(l.line, part[:min(len(part), room)]...)
 		}
-		// A line counts before its end: a prompt has none.
-		if l.re.Match(l.line) {
+		// A line counts before its end: a prompt has none. A terminal's ends with \r\n.
+		if l.re.Match(bytes.TrimSuffix(l.line, []byte("\r"))) {
 			l.over = true
 			l.seen.set(nil)
 		}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -150,5 +151,40 @@ func TestLookLimit(t *testing.T) {
 		if got := lookLimit(g); got != want {
 			t.Errorf("%+v: %s, want %s", g, got, want)
 		}
+	}
+}
+
+// A log gate sees lines as people do: those of a terminal end with a carriage return.
+func TestLogGate(t *testing.T) {
+	for name, tc := range map[string]struct {
+		re     string
+		writes []string
+		want   bool
+	}{
+		"a line":               {"^ready$", []string{"not ready\n", "ready\n"}, true},
+		"a line of a terminal": {"^ready$", []string{"not ready\r\nready\r\n"}, true},
+		"in pieces":            {"^ready$", []string{"rea", "dy\r", "\n"}, true},
+		"a prompt":             {"login: $", []string{"login: "}, true},
+		"none":                 {"^ready$", []string{"not ready\r\nready to go\r\n"}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			seen := newLatch()
+			w := &lineWatcher{re: regexp.MustCompile(tc.re), seen: seen}
+			for _, text := range tc.writes {
+				if _, err := w.Write([]byte(text)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			select {
+			case <-seen.done:
+				if !tc.want {
+					t.Error("it was seen")
+				}
+			default:
+				if tc.want {
+					t.Error("it was not seen")
+				}
+			}
+		})
 	}
 }

@@ -66,23 +66,19 @@ func (l *life) closeRecord(code int, err error) error {
 			r.Phases = l.timer.phases
 		}
 		r.Ready, r.Health = false, ""
-		var (
-			early *EndedEarly // its container has an exit code all the same
-			start *StartError // and so has one that a shell would say so of
-		)
-		if errors.As(err, &start) {
+		if hasCode(err) {
 			r.ExitCode = &code
 		}
+		var early *EndedEarly
 		if err != nil && !errors.As(err, &early) {
 			return r.Move(failedFrom(r), firstLine(err), time.Now())
 		}
-		r.ExitCode = &code
 		return r.Move(vm.StatusExited, reasonOf(code, l.signals.killed()), time.Now())
 	})
 	l.mu.Lock()
-	l.ended = control.Ended{ExitCode: code, Reason: l.vm.Record().Reason}
-	if err != nil && code == 0 {
-		l.ended.ExitCode = exitFailed
+	l.ended = control.Ended{ExitCode: exitFailed, Reason: l.vm.Record().Reason}
+	if hasCode(err) {
+		l.ended.ExitCode = code
 	}
 	l.mu.Unlock()
 	l.vm.Tell(events.Stopped, l.vm.Record().Reason)
@@ -90,6 +86,16 @@ func (l *life) closeRecord(code int, err error) error {
 		return errors.Join(werr, l.vm.Close())
 	}
 	return l.vm.Remove() // what could not be written goes with it
+}
+
+// hasCode reports whether a container that ended with err has an exit code: one
+// that ended too early has, and one that could not be started that of a shell.
+func hasCode(err error) bool {
+	var (
+		early *EndedEarly
+		start *StartError
+	)
+	return err == nil || errors.As(err, &early) || errors.As(err, &start)
 }
 
 // exitFailed is what waiters get for a VM that has no container's exit code.

@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/fcvm/fcvm/internal/agentapi"
 	"github.com/fcvm/fcvm/internal/vm"
 )
@@ -106,5 +108,42 @@ func TestPhasesAddUp(t *testing.T) {
 	}
 	if len(names) != 5 || names[3] != "outer" || sum > whole || sum < 4*nap {
 		t.Errorf("%q, %s in all, of %s", names, sum, whole)
+	}
+}
+
+// A VM that is lost is started again as its policy says, also when it was paused.
+func TestRestartOfWhatWasPaused(t *testing.T) {
+	l := newLife(t, vm.StatusStarting, vm.StatusRunning, vm.StatusPaused)
+	if err := l.pauseBeforeRestart(t.Context(), "the VM was lost", time.Millisecond); err != nil {
+		t.Fatal(err)
+	}
+	if r := l.vm.Record(); r.Status != vm.StatusStarting || r.Restarts != 1 {
+		t.Errorf("%s after %d restarts", r.Status, r.Restarts)
+	}
+}
+
+// Who waits for the end of a VM is told the same as who asks after it.
+func TestExitCodeForThoseWhoWait(t *testing.T) {
+	for name, tc := range map[string]struct {
+		code int
+		err  error
+		want int
+	}{
+		"ended":                     {3, nil, 3},
+		"ended before it was ready": {0, &EndedEarly{}, 0},
+		"could not be started":      {127, &StartError{Exit: agentapi.Exit{Code: 127, Failed: true}}, 127},
+		"stopped while it booted":   {143, &Interrupted{Signal: unix.SIGTERM}, exitFailed},
+		"did not boot":              {0, ErrBoot, exitFailed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLife(t, vm.StatusStarting)
+			if err := l.closeRecord(tc.code, tc.err); err != nil {
+				t.Fatal(err)
+			}
+			l.over.set(nil)
+			if e, err := (*commands)(l).Wait(t.Context()); err != nil || e.ExitCode != tc.want {
+				t.Errorf("code %d, %v; want %d", e.ExitCode, err, tc.want)
+			}
+		})
 	}
 }

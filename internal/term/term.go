@@ -64,7 +64,8 @@ func (t *Terminal) Watch(ctx context.Context, f func(Size)) {
 }
 
 // Keys has each key read as it is pressed, without echo; those that send signals
-// still do. restore may be called many times.
+// still do, but for Ctrl-Z: who draws has to give the terminal back first. restore
+// may be called many times.
 func (t *Terminal) Keys() (restore func() error, err error) {
 	old, err := unix.IoctlGetTermios(t.fd, unix.TCGETS)
 	if err != nil {
@@ -73,6 +74,7 @@ func (t *Terminal) Keys() (restore func() error, err error) {
 	keys := *old
 	keys.Lflag &^= unix.ICANON | unix.ECHO
 	keys.Cc[unix.VMIN], keys.Cc[unix.VTIME] = 1, 0
+	keys.Cc[unix.VSUSP] = 0 // _POSIX_VDISABLE
 	if err := unix.IoctlSetTermios(t.fd, unix.TCSETS, &keys); err != nil {
 		return nil, fmt.Errorf("set the terminal up for keys: %w", err)
 	}

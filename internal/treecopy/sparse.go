@@ -35,6 +35,9 @@ func dataExtents(f *os.File, size int64) ([]extent, bool) {
 		if err != nil {
 			return nil, false
 		}
+		if start >= size { // it has grown since it was measured
+			break
+		}
 		end, err := f.Seek(start, unix.SEEK_HOLE)
 		if err != nil || end <= start || len(all) == maxExtents {
 			return nil, false

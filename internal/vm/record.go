@@ -16,8 +16,8 @@ type Status string
 // The statuses of a VM. created → starting → running ⇄ paused → stopping →
 // exited. A VM that never ran its container goes from created, starting or
 // stopping to failed; one whose supervisor died is put there by package store,
-// wherever it was. A restart policy leads from running back to
-// starting. exited and failed are final.
+// wherever it was. A restart policy leads from running back to starting, and
+// from paused if the VM was lost. exited and failed are final.
 const (
 	StatusCreated  Status = "created"
 	StatusStarting Status = "starting"
@@ -32,7 +32,7 @@ var transitions = map[Status][]Status{
 	StatusCreated:  {StatusStarting, StatusFailed},
 	StatusStarting: {StatusRunning, StatusStopping, StatusExited, StatusFailed},
 	StatusRunning:  {StatusPaused, StatusStopping, StatusStarting, StatusExited},
-	StatusPaused:   {StatusRunning, StatusStopping, StatusExited},
+	StatusPaused:   {StatusRunning, StatusStopping, StatusStarting, StatusExited},
 	StatusStopping: {StatusExited, StatusFailed},
 }
 
