@@ -184,6 +184,9 @@ func (a *attachment) makeRules() error {
 	}
 	in := c.base("input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter, nftables.ChainPolicyDrop)
 	c.add(in, iif("lo"), accept())
+	// Who answers a guest that claims another address sends what the guest chose
+	// there. (The kernel answers a ping of IPv6 by the interface on which it came.)
+	c.add(in, tap, saddr.notAddr(guest4.Addr()), drop())
 	for _, n := range []byte{unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6} {
 		c.add(in, protocol(n), accept())
 	}
