@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -147,10 +148,21 @@ func findHost(subnet netip.Prefix) (*host, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := os.Stat("/proc/sys/net/ipv6"); err == nil {
+	if h.hasIPv6() {
 		h.subnet6 = subnet6(h.subnet)
 	}
 	return h, nil
+}
+
+// hasIPv6 reports whether the bridge can have addresses of IPv6: the kernel may be
+// without, or told to give none.
+func (h *host) hasIPv6() bool {
+	conf := "default"
+	if h.link != nil {
+		conf = LinkName
+	}
+	_, err := os.Stat(filepath.Join(sysctlDir, "ipv6"))
+	return err == nil && !sysctlOn(disableIPv6(conf))
 }
 
 // adopt takes the network that the bridge has.

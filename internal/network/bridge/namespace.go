@@ -3,6 +3,7 @@ package bridge
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 
@@ -48,9 +49,11 @@ func (a *attachment) configure() error {
 		return err
 	}
 	if a.ip6.IsValid() {
-		if err := writeSysctl("ipv6/conf/all/forwarding", "1"); err != nil {
+		if err := writeSysctl(allForwarding6, "1"); err != nil {
 			return err
 		}
+	} else if err := writeSysctl(disableIPv6("all"), "1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
