@@ -197,15 +197,23 @@ func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
 	return netip.PrefixFrom(a.Unmap(), ones), ok
 }
 
+// isDefault recognizes the way to the world: a default route, or the two halves of
+// it by which VPNs come before one.
+func isDefault(p netip.Prefix) bool { return p.Bits() <= 1 }
+
 // checkRoutes refuses a network that this host reaches elsewhere.
 func (h *host) checkRoutes() error {
 	list, err := routes(unix.AF_INET)
 	if err != nil {
 		return fmt.Errorf("list routes: %w", err)
 	}
+	// Routes of other tables may come first, as those of VPNs do.
+	if found, err := netlink.RouteGetWithOptions(gateway(h.subnet).AsSlice(), &netlink.RouteGetOptions{FIBMatch: true}); err == nil {
+		list = append(list, found...)
+	}
 	for _, r := range list {
 		p, ok := prefixOf(r.Dst)
-		if !ok || p.Bits() == 0 || !p.Overlaps(h.subnet) {
+		if !ok || isDefault(p) || !p.Overlaps(h.subnet) {
 			continue
 		}
 		via := fmt.Sprint("interface ", r.LinkIndex)
@@ -227,7 +235,7 @@ func uplinkMTU() int {
 	}
 	mtu := 0
 	for _, r := range list {
-		if p, ok := prefixOf(r.Dst); ok && p.Bits() > 0 {
+		if p, ok := prefixOf(r.Dst); ok && !isDefault(p) {
 			continue
 		}
 		l, err := netlink.LinkByIndex(r.LinkIndex)
