@@ -15,12 +15,13 @@ import (
 	"github.com/fcvm/fcvm/internal/network"
 )
 
-// testResolver knows the addresses of one name.
+// testResolver knows the addresses of one name, and has a name server that cannot be
+// asked.
 func testResolver(addrs []netip.Addr, err error) *Server {
 	return &Server{
-		lookup:     func(context.Context, string, string) ([]netip.Addr, error) { return addrs, err },
-		resolvConf: "/nonexistent",
-		slots:      make(chan struct{}, 1),
+		Config: Config{Servers: []netip.Addr{{}}},
+		lookup: func(context.Context, string, string) ([]netip.Addr, error) { return addrs, err },
+		slots:  make(chan struct{}, 1),
 	}
 }
 
@@ -54,6 +55,32 @@ func TestAnswerCodes(t *testing.T) {
 				t.Errorf("got %s, want %s", m.RCode, tt.want)
 			}
 		})
+	}
+}
+
+// A name that has only addresses of IPv6 is there, whatever the question is for:
+// clients take one answer that says otherwise for both.
+func TestNameOfIPv6Alone(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		typ  dnsmessage.Type
+		want dnsmessage.RCode
+	}{
+		{"six.example.", dnsmessage.TypeA, dnsmessage.RCodeSuccess},
+		{"six.example.", dnsmessage.TypeAAAA, dnsmessage.RCodeSuccess},
+		{"absent.example.", dnsmessage.TypeA, dnsmessage.RCodeNameError},
+	} {
+		s := testResolver(nil, nil)
+		s.IPv6 = true
+		s.lookup = func(_ context.Context, family, name string) ([]netip.Addr, error) {
+			if family == "ip6" && name == "six.example." {
+				return []netip.Addr{netip.MustParseAddr("2001:db8::6")}, nil
+			}
+			return nil, &net.DNSError{IsNotFound: true}
+		}
+		if m := answerTo(t, s, network.UDP, query(t, tt.name, tt.typ)); m.RCode != tt.want {
+			t.Errorf("%s %s: %s, want %s", tt.name, tt.typ, m.RCode, tt.want)
+		}
 	}
 }
 
@@ -133,6 +160,10 @@ func TestNameServers(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"192.0.2.1", "2001:db8::1", "192.0.2.3"}, got); diff != "" {
 		t.Errorf("name servers (-want +got):\n%s", diff)
+	}
+	// Without any it is the one on this host: resolv.conf(5).
+	if list := (&Server{resolvConf: "/nonexistent"}).servers(); len(list) != 1 || !list[0].IsLoopback() {
+		t.Errorf("name servers %v", list)
 	}
 }
 
