@@ -7,7 +7,9 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/net/dns/dnsmessage"
@@ -82,6 +84,46 @@ func TestNameOfIPv6Alone(t *testing.T) {
 			t.Errorf("%s %s: %s, want %s", tt.name, tt.typ, m.RCode, tt.want)
 		}
 	}
+}
+
+// exhausted is a listener of a process that has no descriptor left, once.
+type exhausted struct {
+	net.Listener
+	told bool
+}
+
+func (l *exhausted) Accept() (net.Conn, error) {
+	if !l.told {
+		l.told = true
+		return nil, os.NewSyscallError("accept4", syscall.EMFILE)
+	}
+	return l.Listener.Accept()
+}
+
+// A connection that could not be taken is not the last one.
+func TestServeTCPGoesOn(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := testResolver([]netip.Addr{netip.MustParseAddr("192.0.2.1")}, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); s.ServeTCP(ctx, &exhausted{Listener: l}) }()
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = c.SetDeadline(time.Now().Add(time.Minute))
+	if err := writeMessage(c, query(t, "example.org.", dnsmessage.TypeA)); err != nil {
+		t.Error(err)
+	}
+	if _, err := readMessage(c); err != nil {
+		t.Error(err)
+	}
+	_ = c.Close()
+	cancel()
+	<-done
 }
 
 // An answer that does not fit says so over UDP, and is complete over TCP.
