@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fcvm/fcvm/internal/network"
+	"github.com/fcvm/fcvm/internal/vm"
 )
 
 // linkPrefix begins the names of VMs' interfaces on the host; their id follows.
@@ -307,7 +308,7 @@ func (h *host) choose(want netip.Addr, taken []member) (netip.Addr, error) {
 	if want.IsValid() {
 		switch who, taken := used[want]; {
 		case !h.subnet.Contains(want) || want == h.subnet.Addr() || want == last(h.subnet):
-			return netip.Addr{}, fmt.Errorf("%w: --ip %s: it is no address of %s, the network of %s", network.ErrCollision, want, h.subnet, LinkName)
+			return netip.Addr{}, fmt.Errorf("%w: --ip %s: it is no address of %s, the network of %s", vm.ErrInvalid, want, h.subnet, LinkName)
 		case taken:
 			return netip.Addr{}, fmt.Errorf("%w: --ip %s: %s has it", network.ErrCollision, want, who)
 		}
