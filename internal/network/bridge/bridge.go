@@ -109,7 +109,10 @@ func (b *Backend) Start(ctx context.Context, cfg network.Config) (_ network.Atta
 	if cfg.IP.IsValid() && !cfg.IP.Is4() {
 		return nil, fmt.Errorf("%w: --ip %s: it is an IPv4 address; the IPv6 one follows from it", vm.ErrInvalid, cfg.IP)
 	}
-	a := &attachment{cfg: cfg}
+	a := &attachment{
+		cfg:    cfg,
+		limits: hostport.Limits{TCP: make(chan struct{}, maxTCP), UDP: hostport.NewFlows(maxUDP)},
+	}
 	defer func() {
 		if err != nil {
 			_ = a.Close()

@@ -10,6 +10,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/fcvm/fcvm/internal/network"
+	"github.com/fcvm/fcvm/internal/network/hostport"
 	"github.com/fcvm/fcvm/internal/network/nettest"
 )
 
@@ -40,5 +41,40 @@ func TestClientInGuestsNetwork(t *testing.T) {
 	}
 	if !reach(func() (net.Conn, error) { return net.DialTimeout("tcp4", to, 10*time.Second) }) {
 		t.Error("a host with the guest's address does not reach a published port")
+	}
+}
+
+// However many ports a VM has, clients whom the supervisor serves share one limit.
+func TestPortsShareLimit(t *testing.T) {
+	nettest.Need(t)
+	a := start(t, network.Config{Ports: []network.Port{tcpPort(80), tcpPort(81)}}).(*attachment)
+	g := nettest.NewGuest(t, a)
+	for _, addr := range []string{":80", ":81"} {
+		go greet(g.Listen(t, "tcp4", addr))
+	}
+	open := func() (n int) {
+		for _, p := range a.Ports() {
+			if reach(func() (net.Conn, error) {
+				return net.DialTimeout("tcp4", fmt.Sprintf("127.0.0.1:%d", p.HostPort), 10*time.Second)
+			}) {
+				n++
+			}
+		}
+		return n
+	}
+	if n := open(); n != 2 {
+		t.Errorf("%d ports are reached, want 2", n)
+	}
+	for range maxTCP {
+		a.limits.TCP <- struct{}{}
+	}
+	if n := open(); n != 0 {
+		t.Errorf("%d ports are reached beyond the limit", n)
+	}
+	for range maxTCP {
+		hostport.Release(a.limits.TCP)
+	}
+	if n := open(); n != 2 {
+		t.Errorf("%d ports are reached again, want 2", n)
 	}
 }
