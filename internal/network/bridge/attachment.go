@@ -22,7 +22,8 @@ import (
 	"github.com/fcvm/fcvm/internal/vmm"
 )
 
-// What clients on the host's loopback can have open at a time to one VM.
+// What clients whom the supervisor serves, as those on the host's loopback, can have
+// open at a time to one VM.
 const (
 	maxTCP = 4096
 	maxUDP = 1024
@@ -40,6 +41,7 @@ type attachment struct {
 	learned  *learnedSets // nil: the policy has no names
 	dnsUDP   net.PacketConn
 	dnsTCP   net.Listener
+	limits   hostport.Limits // of all ports together
 
 	ctx    context.Context // its end is the network's
 	cancel context.CancelFunc
@@ -174,8 +176,7 @@ func (a *attachment) serve() error {
 }
 
 func (a *attachment) servePort(o *hostport.Opened) {
-	limits := hostport.Limits{TCP: make(chan struct{}, maxTCP), UDP: hostport.NewFlows(maxUDP)}
-	a.tasks.Go(func() { o.Serve(a.ctx, a, limits) })
+	a.tasks.Go(func() { o.Serve(a.ctx, a, a.limits) })
 }
 
 // DialTCP implements hostport.Guest. A program that does not listen on IPv4

@@ -32,6 +32,7 @@ import (
 	"github.com/fcvm/fcvm/internal/network"
 	"github.com/fcvm/fcvm/internal/network/hostport"
 	"github.com/fcvm/fcvm/internal/network/netns"
+	"github.com/fcvm/fcvm/internal/vm"
 )
 
 // What the backend makes on the host.
@@ -106,9 +107,12 @@ func (b *Backend) Start(ctx context.Context, cfg network.Config) (_ network.Atta
 		return nil, fmt.Errorf("%w: bridge: the VMM takes no tap", network.ErrUnavailable)
 	}
 	if cfg.IP.IsValid() && !cfg.IP.Is4() {
-		return nil, fmt.Errorf("%w: --ip %s: it is an IPv4 address; the IPv6 one follows from it", network.ErrCollision, cfg.IP)
+		return nil, fmt.Errorf("%w: --ip %s: it is an IPv4 address; the IPv6 one follows from it", vm.ErrInvalid, cfg.IP)
 	}
-	a := &attachment{cfg: cfg}
+	a := &attachment{
+		cfg:    cfg,
+		limits: hostport.Limits{TCP: make(chan struct{}, maxTCP), UDP: hostport.NewFlows(maxUDP)},
+	}
 	defer func() {
 		if err != nil {
 			_ = a.Close()

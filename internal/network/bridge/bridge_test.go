@@ -22,6 +22,7 @@ import (
 
 	"github.com/fcvm/fcvm/internal/network"
 	"github.com/fcvm/fcvm/internal/network/nettest"
+	"github.com/fcvm/fcvm/internal/vm"
 	"github.com/fcvm/fcvm/internal/vmm"
 )
 
@@ -376,8 +377,9 @@ func TestAddresses(t *testing.T) {
 	}{
 		{"", network.Config{IP: addr}, network.ErrCollision, []string{addr.String(), "VM first"}},
 		{"", network.Config{IP: netip.MustParseAddr("10.201.0.1")}, network.ErrCollision, []string{"the host"}},
-		{"", network.Config{IP: netip.MustParseAddr("10.9.0.1")}, network.ErrCollision, []string{"10.9.0.1", DefaultSubnet}},
-		{"", network.Config{IP: netip.MustParseAddr("10.201.255.255")}, network.ErrCollision, nil},
+		{"", network.Config{IP: netip.MustParseAddr("10.9.0.1")}, vm.ErrInvalid, []string{"10.9.0.1", DefaultSubnet}},
+		{"", network.Config{IP: netip.MustParseAddr("10.201.255.255")}, vm.ErrInvalid, nil},
+		{"", network.Config{IP: netip.MustParseAddr("fd00::1")}, vm.ErrInvalid, []string{"fd00::1", "IPv4"}},
 		{"10.99.0.0/24", network.Config{}, network.ErrCollision, []string{"10.99.0.0/24", DefaultSubnet}},
 		{"", network.Config{Ports: []network.Port{{HostIP: taken.Addr(), HostPort: taken.Port(), GuestPort: 1, Protocol: network.TCP}}}, network.ErrPortTaken, []string{fmt.Sprint(os.Getpid())}},
 		{"", network.Config{Ports: []network.Port{{HostIP: netip.MustParseAddr("203.0.113.1"), GuestPort: 1, Protocol: network.TCP}}}, syscall.EADDRNOTAVAIL, []string{"203.0.113.1"}},

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fcvm/fcvm/internal/network"
+	"github.com/fcvm/fcvm/internal/vm"
 )
 
 // linkPrefix begins the names of VMs' interfaces on the host; their id follows.
@@ -147,10 +149,21 @@ func findHost(subnet netip.Prefix) (*host, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := os.Stat("/proc/sys/net/ipv6"); err == nil {
+	if h.hasIPv6() {
 		h.subnet6 = subnet6(h.subnet)
 	}
 	return h, nil
+}
+
+// hasIPv6 reports whether the bridge can have addresses of IPv6: the kernel may be
+// without, or told to give none.
+func (h *host) hasIPv6() bool {
+	conf := "default"
+	if h.link != nil {
+		conf = LinkName
+	}
+	_, err := os.Stat(filepath.Join(sysctlDir, "ipv6"))
+	return err == nil && !sysctlOn(disableIPv6(conf))
 }
 
 // adopt takes the network that the bridge has.
@@ -185,15 +198,23 @@ func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
 	return netip.PrefixFrom(a.Unmap(), ones), ok
 }
 
+// isDefault recognizes the way to the world: a default route, or the two halves of
+// it by which VPNs come before one.
+func isDefault(p netip.Prefix) bool { return p.Bits() <= 1 }
+
 // checkRoutes refuses a network that this host reaches elsewhere.
 func (h *host) checkRoutes() error {
 	list, err := routes(unix.AF_INET)
 	if err != nil {
 		return fmt.Errorf("list routes: %w", err)
 	}
+	// Routes of other tables may come first, as those of VPNs do.
+	if found, err := netlink.RouteGetWithOptions(gateway(h.subnet).AsSlice(), &netlink.RouteGetOptions{FIBMatch: true}); err == nil {
+		list = append(list, found...)
+	}
 	for _, r := range list {
 		p, ok := prefixOf(r.Dst)
-		if !ok || p.Bits() == 0 || !p.Overlaps(h.subnet) {
+		if !ok || isDefault(p) || !p.Overlaps(h.subnet) {
 			continue
 		}
 		via := fmt.Sprint("interface ", r.LinkIndex)
@@ -215,7 +236,7 @@ func uplinkMTU() int {
 	}
 	mtu := 0
 	for _, r := range list {
-		if p, ok := prefixOf(r.Dst); ok && p.Bits() > 0 {
+		if p, ok := prefixOf(r.Dst); ok && !isDefault(p) {
 			continue
 		}
 		l, err := netlink.LinkByIndex(r.LinkIndex)
@@ -287,7 +308,7 @@ func (h *host) choose(want netip.Addr, taken []member) (netip.Addr, error) {
 	if want.IsValid() {
 		switch who, taken := used[want]; {
 		case !h.subnet.Contains(want) || want == h.subnet.Addr() || want == last(h.subnet):
-			return netip.Addr{}, fmt.Errorf("%w: --ip %s: it is no address of %s, the network of %s", network.ErrCollision, want, h.subnet, LinkName)
+			return netip.Addr{}, fmt.Errorf("%w: --ip %s: it is no address of %s, the network of %s", vm.ErrInvalid, want, h.subnet, LinkName)
 		case taken:
 			return netip.Addr{}, fmt.Errorf("%w: --ip %s: %s has it", network.ErrCollision, want, who)
 		}

@@ -86,3 +86,34 @@ func withoutDefaultRoute6(t *testing.T, uplink string) {
 		}
 	})
 }
+
+// A host where IPv6 is switched off has a bridge without.
+func TestDisabledIPv6(t *testing.T) {
+	nettest.Need(t)
+	const setting = "ipv6/conf/default/disable_ipv6"
+	if err := writeSysctl(setting, "1"); err != nil {
+		t.Skip(err)
+	}
+	t.Cleanup(func() {
+		if err := writeSysctl(setting, "0"); err != nil {
+			t.Error(err)
+		}
+	})
+	for range 2 { // the second finds the bridge
+		a := start(t, network.Config{})
+		if addrs := a.(network.Addressed).Addresses(); len(addrs) != 1 || !addrs[0].Is4() {
+			t.Errorf("addresses %v, want one of IPv4", addrs)
+		}
+		g := nettest.NewGuest(t, a)
+		l, err := net.Listen("tcp4", ":0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		go greet(l)
+		_, port, _ := net.SplitHostPort(l.Addr().String())
+		if !reach(func() (net.Conn, error) { return g.Dial("tcp4", net.JoinHostPort(network.Gateway, port)) }) {
+			t.Error("the guest does not reach the host")
+		}
+		_ = l.Close()
+	}
+}

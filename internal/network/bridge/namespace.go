@@ -3,6 +3,7 @@ package bridge
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 
@@ -48,9 +49,11 @@ func (a *attachment) configure() error {
 		return err
 	}
 	if a.ip6.IsValid() {
-		if err := writeSysctl("ipv6/conf/all/forwarding", "1"); err != nil {
+		if err := writeSysctl(allForwarding6, "1"); err != nil {
 			return err
 		}
+	} else if err := writeSysctl(disableIPv6("all"), "1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
@@ -184,6 +187,9 @@ func (a *attachment) makeRules() error {
 	}
 	in := c.base("input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter, nftables.ChainPolicyDrop)
 	c.add(in, iif("lo"), accept())
+	// Who answers a guest that claims another address sends what the guest chose
+	// there. (The kernel answers a ping of IPv6 by the interface on which it came.)
+	c.add(in, tap, saddr.notAddr(guest4.Addr()), drop())
 	for _, n := range []byte{unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6} {
 		c.add(in, protocol(n), accept())
 	}

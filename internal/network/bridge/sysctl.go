@@ -19,6 +19,8 @@ const (
 
 func forceForwarding6(link string) string { return "ipv6/conf/" + link + "/force_forwarding" }
 
+func disableIPv6(link string) string { return "ipv6/conf/" + link + "/disable_ipv6" }
+
 func writeSysctl(name, value string) error {
 	if err := os.WriteFile(filepath.Join(sysctlDir, name), []byte(value), 0o644); err != nil {
 		return fmt.Errorf("set net/%s to %s: %w", name, value, err)

@@ -80,6 +80,9 @@ func makeTable(h *host) error {
 		// answered by the host, not by its neighbour.
 		c.add(post, saddr.within(p), oif(LinkName), ct(expr.CtKeySTATUS, dnatted, false), masquerade())
 	}
+	// A client with an address of the network that every guest has inside would be
+	// answered there. The host itself may have one.
+	c.add(post, saddr.within(guest4), oif(LinkName), masquerade())
 	for _, match := range []exprs{iif(LinkName), oif(LinkName)} {
 		c.add(fwd, match, clampMSS())
 	}

@@ -110,7 +110,7 @@ func (s *Server) find(ctx context.Context, name string, v6 bool) ([]netip.Addr, 
 	case errors.As(err, &dnsErr) && dnsErr.IsNotFound && v6:
 		return nil, dnsmessage.RCodeSuccess // it may have addresses of the other family
 	case errors.As(err, &dnsErr) && dnsErr.IsNotFound:
-		return nil, dnsmessage.RCodeNameError
+		return nil, s.notFound(ctx, full)
 	case err != nil:
 		return nil, dnsmessage.RCodeServerFailure
 	}
@@ -120,14 +120,22 @@ func (s *Server) find(ctx context.Context, name string, v6 bool) ([]netip.Addr, 
 	return addrs, dnsmessage.RCodeSuccess
 }
 
+// notFound is what is said of a name without addresses of IPv4. It may have some of
+// the other family, and clients believe the first answer that there is no such name:
+// musl's resolver does not look at the second.
+func (s *Server) notFound(ctx context.Context, name string) dnsmessage.RCode {
+	if s.IPv6 {
+		if _, err := s.lookup(ctx, "ip6", name); err == nil {
+			return dnsmessage.RCodeSuccess
+		}
+	}
+	return dnsmessage.RCodeNameError
+}
+
 // lookUp asks the host's resolver for a name's addresses of a family, "ip4" or
 // "ip6".
 func (s *Server) lookUp(ctx context.Context, family, name string) (addrs []netip.Addr, err error) {
-	servers := s.servers()
-	if len(servers) == 0 { // the hosts file is asked all the same
-		servers = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})} // resolv.conf(5)
-	}
-	inTurn(ctx, servers, func(ctx context.Context, server netip.Addr) bool {
+	inTurn(ctx, s.servers(), func(ctx context.Context, server netip.Addr) bool {
 		addrs, err = resolver(ctx, server).LookupNetIP(ctx, family, name)
 		var dnsErr *net.DNSError
 		return err == nil || errors.As(err, &dnsErr) && dnsErr.IsNotFound
@@ -179,12 +187,15 @@ func inTurn(ctx context.Context, servers []netip.Addr, ask func(ctx context.Cont
 	}
 }
 
-// servers are the name servers to ask, now.
+// servers are the name servers to ask, now: there is always one.
 func (s *Server) servers() []netip.Addr {
 	if len(s.Servers) > 0 {
 		return s.Servers
 	}
-	return nameServers(s.resolvConf)
+	if list := nameServers(s.resolvConf); len(list) > 0 {
+		return list
+	}
+	return []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})} // resolv.conf(5)
 }
 
 // ask sends one query to one server.

@@ -7,7 +7,9 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/net/dns/dnsmessage"
@@ -15,12 +17,13 @@ import (
 	"github.com/fcvm/fcvm/internal/network"
 )
 
-// testResolver knows the addresses of one name.
+// testResolver knows the addresses of one name, and has a name server that cannot be
+// asked.
 func testResolver(addrs []netip.Addr, err error) *Server {
 	return &Server{
-		lookup:     func(context.Context, string, string) ([]netip.Addr, error) { return addrs, err },
-		resolvConf: "/nonexistent",
-		slots:      make(chan struct{}, 1),
+		Config: Config{Servers: []netip.Addr{{}}},
+		lookup: func(context.Context, string, string) ([]netip.Addr, error) { return addrs, err },
+		slots:  make(chan struct{}, 1),
 	}
 }
 
@@ -55,6 +58,72 @@ func TestAnswerCodes(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A name that has only addresses of IPv6 is there, whatever the question is for:
+// clients take one answer that says otherwise for both.
+func TestNameOfIPv6Alone(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		typ  dnsmessage.Type
+		want dnsmessage.RCode
+	}{
+		{"six.example.", dnsmessage.TypeA, dnsmessage.RCodeSuccess},
+		{"six.example.", dnsmessage.TypeAAAA, dnsmessage.RCodeSuccess},
+		{"absent.example.", dnsmessage.TypeA, dnsmessage.RCodeNameError},
+	} {
+		s := testResolver(nil, nil)
+		s.IPv6 = true
+		s.lookup = func(_ context.Context, family, name string) ([]netip.Addr, error) {
+			if family == "ip6" && name == "six.example." {
+				return []netip.Addr{netip.MustParseAddr("2001:db8::6")}, nil
+			}
+			return nil, &net.DNSError{IsNotFound: true}
+		}
+		if m := answerTo(t, s, network.UDP, query(t, tt.name, tt.typ)); m.RCode != tt.want {
+			t.Errorf("%s %s: %s, want %s", tt.name, tt.typ, m.RCode, tt.want)
+		}
+	}
+}
+
+// exhausted is a listener of a process that has no descriptor left, once.
+type exhausted struct {
+	net.Listener
+	told bool
+}
+
+func (l *exhausted) Accept() (net.Conn, error) {
+	if !l.told {
+		l.told = true
+		return nil, os.NewSyscallError("accept4", syscall.EMFILE)
+	}
+	return l.Listener.Accept()
+}
+
+// A connection that could not be taken is not the last one.
+func TestServeTCPGoesOn(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := testResolver([]netip.Addr{netip.MustParseAddr("192.0.2.1")}, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); s.ServeTCP(ctx, &exhausted{Listener: l}) }()
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = c.SetDeadline(time.Now().Add(time.Minute))
+	if err := writeMessage(c, query(t, "example.org.", dnsmessage.TypeA)); err != nil {
+		t.Error(err)
+	}
+	if _, err := readMessage(c); err != nil {
+		t.Error(err)
+	}
+	_ = c.Close()
+	cancel()
+	<-done
 }
 
 // An answer that does not fit says so over UDP, and is complete over TCP.
@@ -133,6 +202,10 @@ func TestNameServers(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"192.0.2.1", "2001:db8::1", "192.0.2.3"}, got); diff != "" {
 		t.Errorf("name servers (-want +got):\n%s", diff)
+	}
+	// Without any it is the one on this host: resolv.conf(5).
+	if list := (&Server{resolvConf: "/nonexistent"}).servers(); len(list) != 1 || !list[0].IsLoopback() {
+		t.Errorf("name servers %v", list)
 	}
 }
 

@@ -6,6 +6,7 @@ package dns
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"io"
 	"net"
 	"net/netip"
@@ -23,6 +24,7 @@ const (
 	udpSize     = 512             // RFC 1035, 2.3.4; more with EDNS(0), RFC 6891
 	maxSize     = 65535
 	connTimeout = 10 * time.Second
+	acceptPause = 50 * time.Millisecond
 	maxAtOnce   = 64 // questions that wait for an answer
 
 	// relearnPause is how often the names of the egress policy are looked up.
@@ -93,8 +95,16 @@ func (s *Server) ServeTCP(ctx context.Context, l net.Listener) {
 	defer tasks.Wait()
 	for {
 		c, err := l.Accept()
-		if err != nil {
+		if errors.Is(err, net.ErrClosed) {
 			return
+		}
+		if err != nil { // out of descriptors: there may be some again
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(acceptPause):
+			}
+			continue
 		}
 		tasks.Go(func() { s.ServeConn(ctx, c) })
 	}

@@ -1,6 +1,7 @@
 package netns
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -68,6 +69,7 @@ type found struct {
 	Links       []string
 	MTU         int
 	Tap         string // the error of opening it
+	Known       int    // link addresses that its frames had, and the kernel keeps
 }
 
 func report(args []string) error {
@@ -112,9 +114,34 @@ func report(args []string) error {
 	if fd, err := openTap("tap0"); err != nil {
 		f.Tap = err.Error()
 	} else {
+		if f.Known, err = flood(fd); err != nil {
+			return err
+		}
 		_ = unix.Close(fd)
 	}
 	return json.NewEncoder(os.Stdout).Encode(f)
+}
+
+// flood sends frames from many link addresses, and returns how many of those the
+// namespace's bridge remembers.
+func flood(tap int) (known int, err error) {
+	source := net.HardwareAddr{0x02, 0xab, 0xcd, 0xef, 0, 0}
+	for range 50 {
+		for source[5] = range 16 {
+			frame := slices.Concat(make([]byte, 10), []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, source, []byte{0x88, 0xb5}, make([]byte, 46))
+			if _, err := unix.Write(tap, frame); err != nil {
+				return 0, os.NewSyscallError("write", err)
+			}
+		}
+		time.Sleep(10 * time.Millisecond) // until the link is up
+	}
+	list, err := netlink.NeighList(0, unix.AF_BRIDGE)
+	for _, n := range list {
+		if bytes.HasPrefix(n.HardwareAddr, source[:4]) {
+			known++
+		}
+	}
+	return known, err
 }
 
 func self(t *testing.T) string {

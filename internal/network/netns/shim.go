@@ -175,6 +175,11 @@ func connect(t Tap) error {
 		if err := netlink.LinkSetMaster(l, bridge); err != nil {
 			return fmt.Errorf("bridge %s: %w", name, err)
 		}
+		// What comes in at one port goes out at the other. The kernel would remember
+		// each address that a guest makes up, without a limit.
+		if err := netlink.LinkSetLearning(l, false); err != nil {
+			return fmt.Errorf("bridge %s without learning addresses: %w", name, err)
+		}
 		if err := up(l); err != nil {
 			return err
 		}

@@ -28,7 +28,7 @@ type Sockets struct {
 
 // request is what the other process is asked for.
 type request struct {
-	Op      string // dial, listen, listenPacket, ping, configure, route
+	Op      string // dial, listen, listenPacket, ping, configure, route, address
 	Network string
 	Addr    string
 	Addrs   []string // of an interface to configure
@@ -159,7 +159,17 @@ func (s *Sockets) ListenPacket(t testing.TB, network, addr string) net.PacketCon
 
 // Route adds a route there.
 func (s *Sockets) Route(dst, via string) error {
-	_, err := s.open(request{Op: "route", Network: dst, Addr: via})
+	return s.change(request{Op: "route", Network: dst, Addr: via})
+}
+
+// AddAddr gives an interface there one more address, with its length.
+func (s *Sockets) AddAddr(link, addr string) error {
+	return s.change(request{Op: "address", Network: link, Addr: addr})
+}
+
+// change has the other process do what leaves it with no socket.
+func (s *Sockets) change(r request) error {
+	_, err := s.open(r)
 	if err != nil && err.Error() == errNoFile {
 		return nil
 	}
@@ -254,6 +264,17 @@ func (r *request) do() (filed, error) {
 			return nil, err
 		}
 		return nil, netlink.RouteReplace(&netlink.Route{Dst: dst, Gw: net.ParseIP(r.Addr)})
+	case "address":
+		l, err := netlink.LinkByName(r.Network)
+		if err != nil {
+			return nil, err
+		}
+		addr, err := netlink.ParseAddr(r.Addr)
+		if err != nil {
+			return nil, err
+		}
+		addr.Flags = unix.IFA_F_NODAD
+		return nil, netlink.AddrReplace(l, addr)
 	case "configure":
 		return nil, configure(r.Network, r.Addrs, nil)
 	case "dial":
