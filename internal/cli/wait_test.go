@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/fcvm/fcvm/internal/control"
@@ -45,9 +46,15 @@ func TestWaitKnowsTheExitCodeOfWhatEndsFirst(t *testing.T) {
 		}
 		servers[name] = s
 	}
-	go func() {
+	var ends sync.WaitGroup
+	t.Cleanup(ends.Wait)
+	ends.Go(func() {
 		for _, name := range []string{"short", "long"} {
-			<-sup["short"].asked
+			select {
+			case <-sup["short"].asked:
+			case <-t.Context().Done(): // it never was
+				return
+			}
 			close(sup[name].over)
 			if err := servers[name].Close(context.Background()); err != nil {
 				t.Error(err)
@@ -56,7 +63,7 @@ func TestWaitKnowsTheExitCodeOfWhatEndsFirst(t *testing.T) {
 				t.Error(err)
 			}
 		}
-	}()
+	})
 	if out := h.ok("wait", "long", "short"); out != "3\n4\n" {
 		t.Errorf("stdout %q", out)
 	}
