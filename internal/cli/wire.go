@@ -81,6 +81,8 @@ func newSetup(l paths.Layout) *setup.Setup { return setup.New(l, runtime.GOARCH,
 
 // deps opens all that a supervisor works with.
 func (a *app) deps() (supervisor.Deps, error) {
+	probed := make(chan kvm.Result, 1)
+	go func() { probed <- kvm.Probe() }()
 	st, err := a.openStore()
 	if err != nil {
 		return supervisor.Deps{}, err
@@ -95,7 +97,7 @@ func (a *app) deps() (supervisor.Deps, error) {
 	}
 	return supervisor.Deps{
 		Store: st, Setup: newSetup(st.Layout()), Images: images, Snapshots: snapshotsOf(st.Layout()), Volumes: volume.NewStore(st.Layout()),
-		Drivers: a.drivers(st.Layout(), kvm.Probe()), Networks: networks(subnet),
+		Drivers: a.drivers(st.Layout(), <-probed), Networks: networks(subnet),
 	}, nil
 }
 

@@ -138,7 +138,7 @@ func (b *Backend) Start(ctx context.Context, cfg network.Config) (_ network.Atta
 
 // Reconcile removes what supervisors that died have left on this host, and
 // bridge and table with the last VM. It does nothing for whom is not root, and
-// costs little where there is no bridge.
+// costs next to nothing where there is no bridge.
 func Reconcile() error {
 	if os.Geteuid() != 0 || !present() {
 		return nil

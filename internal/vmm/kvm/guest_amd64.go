@@ -63,7 +63,7 @@ func runGuest(kvm int) error {
 	if err != nil {
 		return fmt.Errorf("create a VM: %w", err)
 	}
-	defer func() { _ = unix.Close(vm) }()
+	defer closeLater(vm)
 	mem, err := unix.Mmap(-1, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS)
 	if err != nil {
 		return err

@@ -25,7 +25,7 @@ func runGuest(kvm int) error {
 	if err != nil {
 		return fmt.Errorf("create a VM: %w", err)
 	}
-	defer func() { _ = unix.Close(vm) }()
+	defer closeLater(vm)
 	vcpu, err := unix.IoctlRetInt(vm, createVCPU)
 	if err != nil {
 		return fmt.Errorf("create a virtual CPU: %w", err)
