@@ -60,7 +60,7 @@ func eventsOf(t *testing.T, vm string, flags ...string) []event {
 
 // handlesTERM is a container that is ready for its stop signal once it has
 // written "up".
-const handlesTERM = `trap "echo bye; exit 4" TERM; echo up; while :; do sleep 0.1; done`
+const handlesTERM = `trap "echo bye; exit 4" TERM; echo up; sleep 1000000 & wait`
 
 func TestDetachedLife(t *testing.T) {
 	id := detach(t, []string{"--name", "life", "--wait-ready", "log=^up"}, "busybox", "sh", "-c", handlesTERM)
