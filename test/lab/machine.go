@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -37,7 +38,8 @@ type lab struct {
 	modules string
 	root    string
 	data    bool // there is a data disk
-	memory  int  // MiB
+	cpus    int
+	memory  int // MiB
 	silence time.Duration
 }
 
@@ -50,7 +52,7 @@ func (l *lab) args() []string {
 	}
 	a := []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-name", "fcvm-lab",
-		"-machine", "q35", "-accel", "tcg", "-cpu", "EPYC-v3,+svm,+npt", "-smp", "2", "-m", fmt.Sprintf("%dM", l.memory),
+		"-machine", "q35", "-accel", "tcg", "-cpu", "EPYC-v3,+svm,+npt", "-smp", strconv.Itoa(l.cpus), "-m", fmt.Sprintf("%dM", l.memory),
 		"-kernel", l.kernel, "-initrd", initrdName,
 		"-append", cmdline,
 		"-chardev", "file,id=console,path=" + consoleName, "-serial", "chardev:console",

@@ -33,11 +33,12 @@ const failedCode = 125
 
 // options is the command line.
 type options struct {
-	data        string        // fcvm's data directory; empty: none
-	firecracker string        // path
-	qemu        string        // path; empty: found or fetched
-	cache       string        // directory
-	user        bool          // run the job as an ordinary user
+	data        string // fcvm's data directory; empty: none
+	firecracker string // path
+	qemu        string // path; empty: found or fetched
+	cache       string // directory
+	user        bool   // run the job as an ordinary user
+	cpus        int
 	memory      int           // MiB
 	timeout     time.Duration // of the job, with the lab's boot
 	silence     time.Duration // without output, which ends the job; 0: as long as it likes
@@ -83,6 +84,7 @@ func parse(args []string) (options, error) {
 	f.StringVar(&o.qemu, "qemu", os.Getenv("FCVM_LAB_QEMU"), "`path` of a new enough QEMU; default: on the PATH, else fetched")
 	f.StringVar(&o.cache, "cache", os.Getenv("FCVM_LAB_CACHE"), "`directory` for what is built once; default: the user's cache")
 	f.BoolVar(&o.user, "user", false, "run the program as an ordinary user")
+	f.IntVar(&o.cpus, "cpus", 2, "the lab's `number` of CPUs, or $FCVM_LAB_CPUS: with 1 it loses fewer guests, and takes twice as long")
 	f.IntVar(&o.memory, "mem", 3000, "the lab's memory, `MiB`")
 	f.DurationVar(&o.timeout, "timeout", 30*time.Minute, "give up after this `time`")
 	f.DurationVar(&o.silence, "silence", 0, "give up when the program has written nothing for this `time`; 0: never")
@@ -93,6 +95,11 @@ func parse(args []string) (options, error) {
 	f.Usage = func() {
 		_, _ = fmt.Fprintln(f.Output(), "usage: lab [flags] -- PROGRAM [ARGUMENT...]")
 		f.PrintDefaults()
+	}
+	if n := os.Getenv("FCVM_LAB_CPUS"); n != "" {
+		if err := f.Set("cpus", n); err != nil {
+			return o, fmt.Errorf("FCVM_LAB_CPUS: %w", err)
+		}
 	}
 	if err := f.Parse(args); err != nil {
 		return o, err
@@ -126,7 +133,7 @@ func run(ctx context.Context, o options) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	l := lab{memory: o.memory, silence: o.silence}
+	l := lab{cpus: o.cpus, memory: o.memory, silence: o.silence}
 	began := time.Now()
 	if err = l.prepare(ctx, c, o.qemu); err != nil {
 		unlock()
