@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
+	"os/signal"
 	"strings"
 	"time"
 
@@ -93,10 +95,23 @@ func (s *topScreen) live(ctx context.Context, t *term.Terminal) (err error) {
 
 const ctrlZ = 0x1a
 
+// stopTime is how long a process may take to stop, of which the kernel asks one
+// thread after the other.
+const stopTime = 200 * time.Millisecond
+
 // suspendSelf stops this process, and those that were started with it, as the
 // terminal would, and returns when somebody has let them go on. The kernel leaves
 // them alone where there is nobody to do so.
-func suspendSelf() { _ = unix.Kill(0, unix.SIGTSTP) }
+func suspendSelf() {
+	goesOn := make(chan os.Signal, 1)
+	signal.Notify(goesOn, unix.SIGCONT)
+	defer signal.Stop(goesOn)
+	_ = unix.Kill(0, unix.SIGTSTP)
+	select { // until then the terminal is not to be touched
+	case <-goesOn:
+	case <-time.After(stopTime):
+	}
+}
 
 // readKeys hands on what is typed. It stays behind in its last read, until the
 // process ends.

@@ -22,6 +22,11 @@ type tmux struct {
 // inTmux starts a command of fcvm's in a tmux of 80 columns and 24 lines.
 func inTmux(t *testing.T, args ...string) *tmux {
 	t.Helper()
+	return newTmux(t, command(t.Context(), args...).Args...)
+}
+
+func newTmux(t *testing.T, program ...string) *tmux {
+	t.Helper()
 	if _, err := exec.LookPath("tmux"); err != nil {
 		t.Skip("tmux is not there")
 	}
@@ -31,9 +36,7 @@ func inTmux(t *testing.T, args ...string) *tmux {
 	if err := os.WriteFile(config, []byte("set -g remain-on-exit on\nset -g status off\nset -g default-terminal tmux-256color\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := command(t.Context(), args...)
-	words := append([]string{"-f", config, "new-session", "-d", "-x", "80", "-y", "24", "--"}, cmd.Args...)
-	m.do(words...)
+	m.do(append([]string{"-f", config, "new-session", "-d", "-x", "80", "-y", "24", "--"}, program...)...)
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("the screen at last:\n%s", m.screen())
@@ -275,4 +278,24 @@ func tmuxTmux(_ *testing.T, m *tmux) {
 	m.see("[detached (from session inner)]")
 	m.line("tmux kill-server; echo tmux ended with $?")
 	m.see("tmux ended with 0")
+}
+
+// top is stopped by Ctrl-Z, and the terminal the shell's; when it goes on it reads its
+// keys again.
+func TestTopIsStoppedAndGoesOn(t *testing.T) {
+	if _, err := exec.LookPath("bash"); err != nil {
+		t.Skip("bash is not there")
+	}
+	m := newTmux(t, "bash", "--norc", "-i")
+	m.line(strings.Join(command(t.Context(), "top").Args, " "))
+	m.see("CPU %")
+	m.keys("C-z")
+	m.see("Stopped")
+	m.line("echo $((40 + 2))")
+	m.see("42")
+	m.line("fg")
+	m.see("CPU %")
+	m.keys("q")
+	m.line("echo $((40 + 3))")
+	m.see("42", "43")
 }
