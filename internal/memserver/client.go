@@ -31,8 +31,11 @@ type Link struct {
 }
 
 // OpenLink connects to the server at socket on behalf of the VM of an id. An
-// error that wraps ErrGone says that nobody serves there, or is about to stop.
+// error that wraps ErrGone says that nobody serves there, or is about to stop. It
+// waits ten seconds for the answer.
 func OpenLink(ctx context.Context, socket, vm string) (*Link, error) {
+	ctx, cancel := patiently(ctx)
+	defer cancel()
 	c, lines, err := ask(ctx, socket, request{Request: requestLink, VM: vm})
 	if err != nil {
 		return nil, err
@@ -40,6 +43,13 @@ func OpenLink(ctx context.Context, socket, vm string) (*Link, error) {
 	l := &Link{conn: c, done: make(chan struct{})}
 	go l.listen(lines)
 	return l, nil
+}
+
+// answerTime is how long a server may take to answer. One that is stopped never does.
+const answerTime = 10 * time.Second
+
+func patiently(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, answerTime, fmt.Errorf("it has not answered within %s", answerTime))
 }
 
 // ask connects, says q and hears that it was understood.
@@ -157,8 +167,10 @@ func (l *Link) Close() error {
 }
 
 // Query asks the server at socket for its statistics. An error that wraps
-// ErrGone says that nobody serves there.
+// ErrGone says that nobody serves there. It waits ten seconds for the answer.
 func Query(ctx context.Context, socket string) (Stats, error) {
+	ctx, cancel := patiently(ctx)
+	defer cancel()
 	c, lines, err := ask(ctx, socket, request{Request: requestStats})
 	if err != nil {
 		return Stats{}, err

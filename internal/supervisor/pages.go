@@ -26,14 +26,6 @@ const (
 // has ended: it says so before it ends it.
 const endReason = time.Second
 
-// serverPatience is how long a memory server may take to answer.
-const serverPatience = 10 * time.Second
-
-// patiently is a context for a question to a memory server, which may be stopped.
-func patiently(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, serverPatience, fmt.Errorf("it has not answered within %s", serverPatience))
-}
-
 // restoreFrom is where the guest's memory and state come from. With a memory server,
 // the link to it is opened and watched.
 func (in *instance) restoreFrom(ctx context.Context) (vmm.RestoreFrom, error) {
@@ -84,8 +76,6 @@ func (l *life) checkMemory(ctx context.Context) error {
 	if err != nil || !must {
 		return err
 	}
-	ctx, cancel := patiently(ctx)
-	defer cancel()
 	m := &l.Clone.Snapshot.Manifest
 	socket, err := l.Store.Layout().MemorySocket(m.ID)
 	if err == nil {
@@ -107,8 +97,6 @@ func (in *instance) openPages(ctx context.Context) (string, error) {
 	if err != nil || !may {
 		return "", err
 	}
-	ctx, cancel := patiently(ctx)
-	defer cancel()
 	socket, err := in.Store.Layout().MemorySocket(in.from.Manifest.ID)
 	if err == nil {
 		in.pages, err = memserver.OpenLink(ctx, socket, in.vm.Record().ID)

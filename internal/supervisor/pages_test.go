@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/fcvm/fcvm/internal/agentclient"
 	"github.com/fcvm/fcvm/internal/memserver"
@@ -72,8 +73,8 @@ func TestMemoryIsLookedForFirst(t *testing.T) {
 	}
 }
 
-// serveStats answers as a memory server that is asked for its statistics.
-func serveStats(t *testing.T, l paths.Layout, id string) {
+// listenAt listens where the memory server of a snapshot does.
+func listenAt(t *testing.T, l paths.Layout, id string) net.Listener {
 	t.Helper()
 	path, err := l.MemorySocket(id)
 	if err == nil {
@@ -87,6 +88,13 @@ func serveStats(t *testing.T, l paths.Layout, id string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = ln.Close() })
+	return ln
+}
+
+// serveStats answers as a memory server that is asked for its statistics.
+func serveStats(t *testing.T, l paths.Layout, id string) {
+	t.Helper()
+	ln := listenAt(t, l, id)
 	go func() {
 		for {
 			c, err := ln.Accept()
@@ -179,22 +187,11 @@ func TestAMemoryServerThatDoesNotAnswer(t *testing.T) {
 	if in.Store, err = store.Open(layout); err != nil {
 		t.Fatal(err)
 	}
-	path, err := layout.MemorySocket("0123456789ab")
-	if err == nil {
-		err = os.MkdirAll(filepath.Dir(path), 0o700)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	deaf, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = deaf.Close() }()
+	listenAt(t, layout, "0123456789ab") // and nobody accepts
 	in.driver = pagesDriver{can: true}
 	in.from = &snapshot.Snapshot{Manifest: snapshot.Manifest{ID: "0123456789ab", Name: "warm"}}
 	in.Clone = &Clone{Snapshot: in.from, Memory: MemoryServer}
-	ctx, cancel := context.WithTimeout(t.Context(), 3*serverPatience)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	var both sync.WaitGroup
 	for what, f := range map[string]func() error{
