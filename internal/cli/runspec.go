@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/fcvm/fcvm/internal/vm"
 )
@@ -88,19 +87,6 @@ func (o *runOptions) check() error {
 	for _, t := range o.tmpfs {
 		if !strings.HasPrefix(t, "/") {
 			return fmt.Errorf("%w: --tmpfs %q: it begins with an absolute path in the container", vm.ErrInvalid, t)
-		}
-	}
-	return o.checkText()
-}
-
-// checkText refuses what would not reach the guest, or the record, as it is: JSON
-// is UTF-8. Command and environment are looked at by vm.Spec.Validate.
-func (o *runOptions) checkText() error {
-	for flag, values := range map[string][]string{"workdir": {o.workDir}, "user": {o.user}, "tmpfs": o.tmpfs, "label": o.labels} {
-		for _, v := range values {
-			if !utf8.ValidString(v) {
-				return fmt.Errorf("%w: --%s %q is not UTF-8 text", vm.ErrInvalid, flag, v)
-			}
 		}
 	}
 	return nil

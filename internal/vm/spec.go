@@ -5,6 +5,7 @@
 package vm
 
 import (
+	"cmp"
 	"fmt"
 	"regexp"
 	"slices"
@@ -162,6 +163,14 @@ func (s *Spec) Validate() error {
 	case s.LogMiB < 0 || s.LogMiB > MaxLogMiB:
 		return fmt.Errorf("%w: --log-size %d: a log keeps 1 to %d MiB", ErrInvalid, s.LogMiB, MaxLogMiB)
 	}
+	for key, value := range s.Labels {
+		if err := checkText("label", key+"="+value); err != nil {
+			return err
+		}
+	}
+	if err := cmp.Or(checkText("workdir", s.Container.WorkDir), checkText("user", s.Container.User), checkText("tmpfs", s.Container.Tmpfs...)); err != nil {
+		return err
+	}
 	if err := checkMounts(s.Mounts, s.Container.Tmpfs); err != nil {
 		return err
 	}
@@ -200,5 +209,15 @@ const maxHostname = 64
 
 // hostnamePattern is that of RFC 1123, and underscores, which some have.
 var hostnamePattern = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$`)
+
+// checkText refuses what would not reach the guest, or the record, as it is.
+func checkText(flag string, values ...string) error {
+	for _, v := range values {
+		if !utf8.ValidString(v) {
+			return fmt.Errorf("%w: --%s %q is not UTF-8 text", ErrInvalid, flag, v)
+		}
+	}
+	return nil
+}
 
 func sendable(s string) bool { return utf8.ValidString(s) && !strings.ContainsRune(s, 0) }
