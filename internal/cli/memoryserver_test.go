@@ -55,7 +55,14 @@ func serving(t *testing.T, name string) (*host, paths.Layout, snapshot.Manifest)
 	l := paths.Layout{Data: h.data, Runtime: t.TempDir()}
 	h.env["FCVM_RUNTIME_DIR"] = l.Runtime
 	m := h.snapshot(name, func(m *snapshot.Manifest) { m.Needs.Driver = "firecracker" })
-	socket, err := l.MemorySocket(m.ID)
+	listenAt(t, l, m.ID)
+	return h, l, m
+}
+
+// listenAt listens where the memory server of a snapshot does.
+func listenAt(t *testing.T, l paths.Layout, id string) *net.UnixListener {
+	t.Helper()
+	socket, err := l.MemorySocket(id)
 	if err == nil {
 		err = os.MkdirAll(l.MemorySockets(), 0o700)
 	}
@@ -67,7 +74,7 @@ func serving(t *testing.T, name string) (*host, paths.Layout, snapshot.Manifest)
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = s.Close() })
-	return h, l, m
+	return s
 }
 
 // A second server of a snapshot leaves the log of the first alone.

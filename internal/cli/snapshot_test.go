@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -223,18 +222,7 @@ func TestCloneTellsOfAMemoryServer(t *testing.T) {
 	if _, _, errs := h.fcvm("clone", "--snapshot", "warm"); errs != "" {
 		t.Errorf("without one: %q", errs)
 	}
-	socket, err := l.MemorySocket(m.ID)
-	if err == nil {
-		err = os.MkdirAll(l.MemorySockets(), 0o700)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = s.Close() }()
+	s := listenAt(t, l, m.ID)
 	for flags, noted := range map[string]bool{"": true, "-q": false, "--memory file": false, "--memory server": false, "--memory auto": false, "--track-dirty": false} {
 		_, _, errs := h.fcvm(append([]string{"clone", "--snapshot", "warm"}, strings.Fields(flags)...)...)
 		if strings.Contains(errs, "--memory server") != noted {

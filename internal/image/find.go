@@ -15,7 +15,7 @@ import (
 
 // beginsID reports whether s may be the beginning of an id.
 func beginsID(s string) bool {
-	return len(s) >= 4 && len(s) <= 64 && strings.Trim(s, "0123456789abcdef") == ""
+	return len(s) >= 4 && len(s) <= 64 && isHex(s)
 }
 
 // Find returns the image of the cache that ref names: a reference, a name that

@@ -177,8 +177,10 @@ func checkDescriptor(d v1.Descriptor) error {
 // only such strings become file names.
 func isDigest(s string) bool {
 	h, ok := strings.CutPrefix(s, "sha256:")
-	return ok && len(h) == 64 && strings.Trim(h, "0123456789abcdef") == ""
+	return ok && len(h) == 64 && isHex(h)
 }
+
+func isHex(s string) bool { return strings.Trim(s, "0123456789abcdef") == "" }
 
 func digestOf(b []byte) string {
 	sum := sha256.Sum256(b)

@@ -81,15 +81,12 @@ func BenchmarkClone(b *testing.B) {
 			b.Fatalf("the phases are %v: none is from the agent's answer to the clone's own identity", each)
 		}
 		answered = append(answered, took-each["identity"]) // what the command does then counts as well
-		each["commands"] = took                            // the two processes, outside of the phases
-		for name, took := range each {
-			if name != "commands" {
-				each["commands"] -= took
-			}
-		}
+		commands := took                                   // the two processes, outside of the phases
 		for name, took := range each {
 			phases[name] = append(phases[name], took)
+			commands -= took
 		}
+		phases["commands"] = append(phases["commands"], commands)
 		must(b, "rm", "-f", id)
 	}
 	f, r, a := median(answered), median(ready), median(bare)
