@@ -139,8 +139,8 @@ func (l *Link) listen(lines *bufio.Reader) {
 // has ended it already, the link ends.
 func (l *Link) Attach(pid int) error { return l.say(request{PID: pid}) }
 
-// Ready says that the VM has started, which ends the recording of its working
-// set, if there is one.
+// Ready says that the VM has started. If its working set is recorded, that is
+// kept, and the recording ends a moment later.
 func (l *Link) Ready() error { return l.say(request{Ready: true}) }
 
 func (l *Link) say(q request) error {

@@ -15,7 +15,8 @@ import (
 
 const (
 	pushChunk = 64 << 10 // bytes that are pushed between two looks for faults
-	sampleOf  = 64       // one in so many pages of a working set is held back
+	sampleOf  = 64       // one in so many pages of a working set is held back,
+	maxSample = 16       // of a large one about so many: each costs a fault
 	maxDrain  = 64       // reads until the faults that they brought are served
 	// memoryWait is how long the host may be out of memory before a VM whose page
 	// cannot be had is ended.
@@ -30,9 +31,10 @@ type guest struct {
 	mem    *memory
 	around int       // pages that come with a fault, a power of two
 	rec    *recorder // nil: not recording
-	push   bitmap    // pages to deliver ahead; nil: none, or not any more
+	push   bitmap    // pages that are still to be delivered ahead; nil: none, or not any more
 	pushAt int       // where in it to go on
-	seed   uint64    // chooses the sample
+	seed   uint64    // chooses the sample,
+	oneIn  uint64    // which is one page in so many of the working set
 
 	present bitmap // delivered, and not removed since
 	removed bitmap // zeros from now on, whatever the file has
@@ -66,7 +68,8 @@ func newGuest(fd *uffd.FD, l layout, mem *memory, around int, set bitmap) *guest
 		buf: make([]byte, max(around, pushChunk, int(l.page))), zeros: make([]byte, l.page),
 	}
 	if set != nil {
-		g.push = set.coarse(g.scale(), pages)
+		g.push = slices.Clone(set.coarse(g.scale(), pages))
+		g.oneIn = max(sampleOf, uint64(g.push.count())/maxSample)
 	}
 	g.stats = VMStats{Connected: time.Now(), PageSize: int(l.page)}
 	return g
@@ -221,6 +224,9 @@ func (g *guest) demand(f fault) error {
 		first = max(low, f.page&^(g.around-1))
 		end = min(high, f.page&^(g.around-1)+g.around)
 	}
+	if g.push != nil && g.push.has(f.page) {
+		g.pushAt = end // the VM is here: what it asks for next is likelier to be near
+	}
 	n, err := g.fill(f.r, first, end)
 	if n > 0 {
 		g.mu.Lock()
@@ -233,7 +239,8 @@ func (g *guest) demand(f fault) error {
 	return err
 }
 
-// pushSome delivers the next chunk of the working set.
+// pushSome delivers the next chunk of the working set: on from where the VM has
+// last asked for a page of it, and from the start again what is left then.
 func (g *guest) pushSome() error {
 	if g.pushing.IsZero() {
 		g.pushing = time.Now()
@@ -241,15 +248,19 @@ func (g *guest) pushSome() error {
 	for budget := max(1, pushChunk/int(g.layout.page)); budget > 0; {
 		p := g.push.next(g.pushAt)
 		if p < 0 {
+			p = g.push.next(0)
+		}
+		if p < 0 {
 			g.push = nil
 			g.mu.Lock()
 			g.stats.PushMicros = max(1, time.Since(g.pushing).Microseconds())
 			g.mu.Unlock()
 			return nil
 		}
+		g.pushAt = p + 1
 		r, ok := g.layout.of(p)
 		if !ok || g.done(p) || g.sample(p) {
-			g.pushAt = p + 1
+			g.push.clear(p)
 			continue
 		}
 		_, high := g.layout.span(r)
@@ -257,14 +268,17 @@ func (g *guest) pushSome() error {
 		for end < high && end-p < budget && g.push.has(end) && !g.done(end) && !g.sampled(end) {
 			end++
 		}
+		g.pushAt = end
 		n, err := g.fill(r, p, end)
 		g.mu.Lock()
 		g.stats.Pushed += uint64(n)
 		g.mu.Unlock()
 		if err != nil {
-			return err
+			return err // what is missing is still in the set
 		}
-		g.pushAt = end
+		for i := p; i < end; i++ {
+			g.push.clear(i)
+		}
 		budget -= end - p
 	}
 	return nil
@@ -276,7 +290,7 @@ func (g *guest) done(page int) bool { return g.present.has(page) || g.removed.ha
 // sampled reports whether a page is of the sample.
 func (g *guest) sampled(page int) bool {
 	h := (uint64(page) + g.seed) * 0x9E3779B97F4A7C15 // Fibonacci hashing; the high bits are the good ones
-	return h>>58 == 0                                 // one in sampleOf
+	return (h>>32)%g.oneIn == 0
 }
 
 // sample holds a page back if it is of the sample.

@@ -140,7 +140,7 @@ func (s *Server) attach(l *link, pid int) {
 	}
 }
 
-// ready ends the recording, if it is of that VM.
+// ready tells the recording, if it is of that VM.
 func (s *Server) ready(l *link) {
 	s.mu.Lock()
 	var rec *recorder
@@ -151,7 +151,7 @@ func (s *Server) ready(l *link) {
 	}
 	s.mu.Unlock()
 	if rec != nil {
-		rec.finish()
+		rec.isReady()
 	}
 }
 

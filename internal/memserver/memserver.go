@@ -16,8 +16,8 @@
 //     From then on its pages are served, until its process ends.
 //   - A line of JSON, by the functions of this package: Query asks for
 //     statistics. A supervisor opens a Link before it lets its VMM connect and
-//     keeps it: it says when the VM is ready, which ends the recording of the
-//     working set, and hears why the server has ended the VM, or that the
+//     keeps it: it says when the VM is ready, upon which the recorded working
+//     set is kept, and hears why the server has ended the VM, or that the
 //     server itself is gone, after which its VM can only hang.
 //
 // A VM whose page cannot be had would wait for ever. So the server ends it, by

@@ -13,6 +13,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/fcvm/fcvm/internal/uffd"
 )
@@ -248,12 +251,16 @@ func TestWorkingSetIsRecordedAndPushed(t *testing.T) {
 	if err := l.Ready(); err != nil {
 		t.Fatal(err)
 	}
+	until(t, "it is kept", func() bool { return s.Stats().WorkingSet == 500 })
+	first := pagesFrom(2000, 20) // what it needs to answer for the first time
+	v.do(order{Op: "touch", Pages: first})
 	until(t, "the recording ends", func() bool { return !s.Stats().Recording })
 	v.do(order{Op: "touch", Pages: shuffled(pagesFrom(1000, 300))})
-	if st := s.Stats(); st.WorkingSet != 500 || st.VMs[0].Around == 0 {
-		t.Errorf("when it is ready: %+v", st)
+	if st := s.Stats(); st.WorkingSet != 520 || st.VMs[0].Around == 0 {
+		t.Errorf("when it has been ready for a moment: %+v", st)
 	}
 	v.quit()
+	start = append(start, first...)
 
 	// The next one finds it there; also on a new server.
 	again := func(s *service) {
@@ -262,7 +269,7 @@ func TestWorkingSetIsRecordedAndPushed(t *testing.T) {
 		until(t, "all is pushed", func() bool { st := s.Stats().VMs; return len(st) == 1 && st[0].PushMicros > 0 })
 		v.do(order{Op: "touch", Pages: start})
 		st := s.Stats().VMs[0]
-		if st.Pushed+st.Held != 500 || st.Faults != st.Held || st.HeldUsed != st.Held || st.Held > 50 {
+		if st.Pushed+st.Held != 520 || st.Faults != st.Held || st.HeldUsed != st.Held || st.Held > 50 {
 			t.Errorf("%+v", st)
 		}
 		if st.Held > 0 && *st.PushedUsed != st.Pushed {
@@ -277,7 +284,7 @@ func TestWorkingSetIsRecordedAndPushed(t *testing.T) {
 }
 
 // A VM that ends before it is ready leaves no working set; the next one makes
-// it.
+// it. What a VM needs to end is not in it.
 func TestRecordingOfAVMThatEndsIsDropped(t *testing.T) {
 	o := options(t, 100)
 	o.Keep = true
@@ -294,12 +301,65 @@ func TestRecordingOfAVMThatEndsIsDropped(t *testing.T) {
 				t.Fatal(err)
 			}
 			until(t, "there is a set", func() bool { return s.Stats().WorkingSet == 10 })
+			v.do(order{Op: "touch", Pages: pagesFrom(50, 10)})
 		}
 		v.kill()
 		until(t, "it has left", func() bool { st := s.Stats(); return len(st.VMs) == 0 && !st.Recording })
 		if _, err := os.Stat(o.WorkingSet); (err == nil) != ready {
 			t.Errorf("ready %t: %v", ready, err)
 		}
+	}
+	if n := s.Stats().WorkingSet; n != 10 {
+		t.Errorf("the set has %d pages; when the VM was ready there were 10", n)
+	}
+}
+
+// The push goes on from where the VM is, and leaves nothing out; of a large set
+// no more is held back than shows how much of it is used.
+func TestPushFollowsTheVM(t *testing.T) {
+	const pages, at = 4000, 3000
+	o := options(t, pages)
+	ram, err := unix.Mmap(-1, 0, pages*pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Munmap(ram) })
+	r := region{addr: uint64(uintptr(unsafe.Pointer(&ram[0]))), size: uint64(len(ram))}
+	fd, err := uffd.Open(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = fd.Close() })
+	mem, err := openMemory(o.Memory)
+	if err = errors.Join(err, fd.Register(r.addr, r.size)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = mem.close() })
+	set := newBitmap(pages)
+	for p := range pages {
+		set.set(p)
+	}
+	g := newGuest(fd, layout{page: uint64(pageSize), regions: []region{r}}, mem, DefaultFaultAround, set)
+	step := func() {
+		t.Helper()
+		if err := g.step(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	step()
+	g.faults = []fault{{page: at, r: r, at: time.Now()}}
+	step()
+	if before, there := g.present.next(at-500), g.present.has(at); before != at || !there || g.present.count() < 30 {
+		t.Errorf("after a fault at %d it is there: %t; the first page from %d on that is there is %d", at, there, at-500, before)
+	}
+	for g.push != nil {
+		step()
+	}
+	if n := g.present.count(); n+g.held.count() != pages || g.held.count() > 3*maxSample {
+		t.Errorf("of %d pages %d are there, and %d held back", pages, n, g.held.count())
+	}
+	if set.count() != pages {
+		t.Errorf("the set that the server keeps has lost pages: it has %d", set.count())
 	}
 }
 

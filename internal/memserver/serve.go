@@ -166,7 +166,7 @@ func (s *Server) begin(c *client, fd *uffd.FD, l layout) {
 	defer s.mu.Unlock()
 	c.guest = newGuest(fd, l, s.mem, s.o.FaultAround, s.set)
 	if s.o.Prefetch && s.set == nil && s.recording == nil {
-		s.recording = newRecorder(s.mem.size, s.mem.page, s.recorded)
+		s.recording = newRecorder(s.mem.size, s.mem.page, s.recorded, s.recordingEnded)
 		c.guest.rec = s.recording
 		c.rec = s.recording
 	}
@@ -175,21 +175,27 @@ func (s *Server) begin(c *client, fd *uffd.FD, l layout) {
 	s.served++
 }
 
-// recorded takes a recording that has ended, and keeps it.
+// recorded takes what was recorded, and keeps it.
 func (s *Server) recorded(set bitmap) {
 	n := set.count()
-	if n > 0 && s.o.WorkingSet != "" {
+	if n == 0 {
+		return
+	}
+	if s.o.WorkingSet != "" {
 		if err := saveSet(s.o.WorkingSet, set, s.mem.page, s.mem.size); err != nil {
 			s.logf("the working set is not kept: %v", err)
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.set = set
+	s.logf("the working set has %d pages", n)
+}
+
+func (s *Server) recordingEnded() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.recording = nil
-	if n > 0 {
-		s.set = set
-		s.logf("the working set has %d pages", n)
-	}
 }
 
 // kill ends a VM whose memory cannot be served, and says why.

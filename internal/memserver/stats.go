@@ -39,9 +39,9 @@ type VMStats struct {
 	Zero    uint64 `json:"zero_pages"`    // of all that was delivered, those that cost no memory; never huge ones
 	Removed uint64 `json:"removed_pages"` // given back by the VM, as to a balloon
 
-	// Held and HeldUsed are a sample: one in 64 pages of the working set, chosen
-	// at random, is held back, and used if the VM asks for it. Nothing on the
-	// host can tell whether a page that was pushed is used.
+	// Held and HeldUsed are a sample: one in 64 pages of the working set, of a large
+	// one about 16, chosen at random, is held back, and used if the VM asks for it.
+	// Nothing on the host can tell whether a page that was pushed is used.
 	Held     uint64 `json:"held_pages"`
 	HeldUsed uint64 `json:"held_pages_used"`
 	// PushedUsed is the estimate that follows: as many of the pushed pages as of

@@ -276,6 +276,9 @@ func benchService(b *testing.B, s service) {
 				memory = "server"
 				serveMemory(b, name, way == "prefetch")
 			}
+			if way == "prefetch" {
+				recordStart(b, s, name)
+			}
 			var each []time.Duration
 			for b.Loop() {
 				each = append(each, cloneToAnswer(b, s, name, memory)...)
@@ -288,7 +291,7 @@ func benchService(b *testing.B, s service) {
 }
 
 // serveMemory has a memory server run for the benchmark; with prefetch one that
-// knows the working set.
+// will record the working set.
 func serveMemory(b *testing.B, name string, prefetch bool) {
 	b.Helper()
 	auto := "off"
@@ -303,10 +306,20 @@ func serveMemory(b *testing.B, name string, prefetch bool) {
 	p.eventually(b, "memory server", func() bool {
 		return command(b.Context(), "memory-server", "stats", name).Run() == nil
 	})
-	if prefetch { // the first clone is the one that is recorded
-		id := strings.TrimSpace(must(b, "clone", "-d", "--memory", "server", "--snapshot", name))
-		must(b, "rm", "-f", id)
+}
+
+// recordStart starts the clone whose start is the working set, and waits until
+// it is recorded.
+func recordStart(b *testing.B, s service, name string) {
+	b.Helper()
+	id := strings.TrimSpace(must(b, "clone", "-d", "-p", fmt.Sprint("0:", s.port), "--memory", "server", "--snapshot", name))
+	if !waitAnswer(b, s, id) {
+		b.Fatal("the first clone does not answer")
 	}
+	for servedBy(b, name).Recording {
+		time.Sleep(100 * time.Millisecond)
+	}
+	must(b, "rm", "-f", id)
 }
 
 // cloneToAnswer starts the clones and returns how long each took to answer.

@@ -12,8 +12,9 @@ import (
 
 // served is what `fcvm memory-server stats` says.
 type served struct {
-	PID        int `json:"pid"`
-	WorkingSet int `json:"working_set_pages"`
+	PID        int  `json:"pid"`
+	WorkingSet int  `json:"working_set_pages"`
+	Recording  bool `json:"recording"`
 	VMs        []struct {
 		VM     string `json:"vm"`
 		Faults int    `json:"faults"`
@@ -21,12 +22,11 @@ type served struct {
 	} `json:"vms"`
 }
 
-func servedBy(t *testing.T, snapshot string) served {
+func servedBy(t testing.TB, snapshot string) served {
 	t.Helper()
-	r := fcvm(t, "memory-server", "stats", "--format", "json", snapshot)
 	var s served
-	if err := json.Unmarshal([]byte(r.stdout), &s); r.code != 0 || err != nil {
-		t.Fatalf("exit code %d, %v; stderr:\n%s", r.code, err, r.stderr)
+	if err := json.Unmarshal([]byte(must(t, "memory-server", "stats", "--format", "json", snapshot)), &s); err != nil {
+		t.Fatal(err)
 	}
 	return s
 }
