@@ -70,7 +70,7 @@ type app struct {
 func newApp(sys System) *app { return &app{sys: sys, supervise: supervisor.Run} }
 
 func (a *app) main(ctx context.Context) int {
-	root := newRootCommand(a)
+	root := a.rootFor(a.sys.Args)
 	root.SetArgs(a.sys.Args)
 	root.SetIn(a.sys.Stdin)
 	root.SetOut(a.sys.Stdout)
@@ -93,7 +93,8 @@ const rootExample = `  fcvm setup                                     get a kern
   fcvm run --mem 2g --cpu 4 oci-archive:app.tar  an image from a file, a larger VM
   tar c . | fcvm run -i alpine tar tv            through stdin and stdout`
 
-func newRootCommand(a *app) *cobra.Command {
+// newRoot is the command without those below it.
+func newRoot(a *app) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "fcvm",
 		Short: "Run containers in microVMs",
@@ -124,37 +125,6 @@ the command cannot be run, 127 that it was not found.`,
 	})
 	root.PersistentFlags().StringVar(&a.dataDir, "data-dir", "",
 		"keep everything in `DIR` (default $FCVM_DATA_DIR, else /var/lib/fcvm or ~/.local/share/fcvm)")
-	root.AddCommand(
-		newRunCommand(a, runRun),
-		newCloneCommand(a, runClone),
-		newLsCommand(a, runLs),
-		newInspectCommand(a, runInspect),
-		newLogsCommand(a, runLogs),
-		newTopCommand(a, runTop),
-		newStatsCommand(a, runTop),
-		newExecCommand(a, runExec),
-		newStopCommand(a, runStop),
-		newKillCommand(a, runKill),
-		newWaitCommand(a, runWait),
-		newPauseCommand(a, runPause),
-		newResumeCommand(a, runResume),
-		newRenameCommand(a, runRename),
-		newUpdateCommand(a, runUpdate),
-		newSnapshotCommand(a),
-		newEventsCommand(a, runEvents),
-		newCpCommand(a, runCp),
-		newPortCommand(a, runPort),
-		newPublishCommand(a, runPublish),
-		newMemoryServerCommand(a, runMemoryServer),
-		newRmCommand(a, runRm),
-		newVolumeCommand(a),
-		newSetupCommand(a),
-		newImageCommand(a),
-		newSystemCommand(a),
-		newVersionCommand(a, runVersion),
-		newManCommand(),
-	)
-	completeNoFiles(root)
 	return root
 }
 
