@@ -315,7 +315,7 @@ func (a *app) runOneClone(ctx context.Context, o *cloneOptions, id string, n int
 	}
 	defer c.close()
 	a.bridgeSubnet = o.network.subnet
-	d, err := a.deps()
+	d, err := a.deps(false)
 	if err != nil {
 		return err
 	}

@@ -139,7 +139,7 @@ func (a *app) holdForServer(ref string) (paths.Layout, *snapshot.Snapshot, error
 	if err != nil {
 		return l, nil, err
 	}
-	if driver := snap.Manifest.Needs.Driver; driver != a.firecracker(l, kvm.Result{}).Name() {
+	if driver := snap.Manifest.Needs.Driver; driver != a.firecracker(l, kvm.Look).Name() {
 		title := snap.Manifest.Title()
 		snap.Release()
 		return l, nil, fmt.Errorf("%w: snapshot %s is of a VM of %s, which takes its memory from a file only: clone it with --memory file",

@@ -212,7 +212,7 @@ func runRun(ctx context.Context, a *app, o *runOptions) error {
 	}
 	defer c.close()
 	a.bridgeSubnet = spec.Network.Subnet
-	d, err := a.deps()
+	d, err := a.deps(true)
 	if err != nil {
 		return err
 	}

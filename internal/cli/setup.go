@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -65,9 +66,9 @@ func (a *app) lacks(ctx context.Context) (setup.AllOptions, error) {
 	if err != nil {
 		return setup.AllOptions{}, err
 	}
-	k := kvm.Probe()
+	probe := sync.OnceValue(kvm.Probe)
 	own := a.sys.getenv("FCVM_FIRECRACKER") != ""
-	return worthInstalling(k, a.firecracker(l, k).Probe(ctx), a.qemu(l, k).Probe(ctx), own), nil
+	return worthInstalling(probe(), a.firecracker(l, probe).Probe(ctx), a.qemu(l, probe).Probe(ctx), own), nil
 }
 
 // worthInstalling takes what the host has; own: the person has said which

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"sync"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -43,12 +44,12 @@ func runPreflight(ctx context.Context, a *app, o *preflightOptions) error {
 	if err != nil {
 		return err
 	}
-	k := kvm.Probe()
+	probe := sync.OnceValue(kvm.Probe)
 	opts := preflight.Options{
 		DataDir: l.Data,
-		KVM:     func(context.Context) preflight.KVM { return preflight.KVM(k) },
+		KVM:     func(context.Context) preflight.KVM { return preflight.KVM(probe()) },
 	}
-	for _, d := range a.drivers(l, k) {
+	for _, d := range a.drivers(l, probe) {
 		opts.Drivers = append(opts.Drivers, d)
 	}
 	r := preflight.Run(ctx, opts)

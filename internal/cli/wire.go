@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"runtime"
+	"sync"
 
 	"github.com/fcvm/fcvm/internal/image"
 	"github.com/fcvm/fcvm/internal/network"
@@ -79,10 +80,13 @@ func snapshotsOf(l paths.Layout) *snapshot.Store { return snapshot.New(l.Snapsho
 
 func newSetup(l paths.Layout) *setup.Setup { return setup.New(l, runtime.GOARCH, "") }
 
-// deps opens all that a supervisor works with.
-func (a *app) deps() (supervisor.Deps, error) {
-	probed := make(chan kvm.Result, 1)
-	go func() { probed <- kvm.Probe() }()
+// deps opens all that a supervisor works with. KVM is tried meanwhile, or, where
+// that may not be needed, when somebody asks.
+func (a *app) deps(tryKVM bool) (supervisor.Deps, error) {
+	probe := sync.OnceValue(kvm.Probe)
+	if tryKVM {
+		go probe()
+	}
 	st, err := a.openStore()
 	if err != nil {
 		return supervisor.Deps{}, err
@@ -97,18 +101,18 @@ func (a *app) deps() (supervisor.Deps, error) {
 	}
 	return supervisor.Deps{
 		Store: st, Setup: newSetup(st.Layout()), Images: images, Snapshots: snapshotsOf(st.Layout()), Volumes: volume.NewStore(st.Layout()),
-		Drivers: a.drivers(st.Layout(), <-probed), Networks: networks(subnet),
+		Drivers: a.drivers(st.Layout(), probe), Networks: networks(subnet),
 	}, nil
 }
 
 // drivers are all there are, in the order in which "auto" tries them.
-func (a *app) drivers(l paths.Layout, k kvm.Result) []vmm.Driver {
+func (a *app) drivers(l paths.Layout, k func() kvm.Result) []vmm.Driver {
 	return []vmm.Driver{a.firecracker(l, k), a.qemu(l, k)}
 }
 
 // firecracker is the program that the environment names, else the one that
 // setup has installed, else the one on the PATH.
-func (a *app) firecracker(l paths.Layout, k kvm.Result) vmm.Driver {
+func (a *app) firecracker(l paths.Layout, k func() kvm.Result) vmm.Driver {
 	program := a.sys.getenv("FCVM_FIRECRACKER")
 	if program == "" {
 		program = installedFirecracker(l)
@@ -117,7 +121,7 @@ func (a *app) firecracker(l paths.Layout, k kvm.Result) vmm.Driver {
 }
 
 // qemu is the program that the environment names, else the one on the PATH.
-func (a *app) qemu(l paths.Layout, k kvm.Result) vmm.Driver {
+func (a *app) qemu(l paths.Layout, k func() kvm.Result) vmm.Driver {
 	return qemu.New(a.sys.getenv("FCVM_QEMU"), k, vmm.NewVersions(l.Versions()))
 }
 

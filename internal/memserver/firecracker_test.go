@@ -61,7 +61,7 @@ func askFirecracker(ctx context.Context, done <-chan struct{}, dir, method, path
 // where that cannot be done.
 func takeFirecracker(t *testing.T) fcSnapshot {
 	t.Helper()
-	d := firecracker.New(os.Getenv("FCVM_FIRECRACKER"), kvm.Probe(), nil)
+	d := firecracker.New(os.Getenv("FCVM_FIRECRACKER"), kvm.Probe, nil)
 	if a := d.Probe(t.Context()); !a.Usable {
 		t.Skip("no Firecracker here (try the lab): " + a.Reason)
 	}

@@ -129,7 +129,7 @@ func (in *instance) load(ctx context.Context, r vmm.Restorer, from vmm.RestoreFr
 		return r.Restore(ctx, cfg, from)
 	})
 	if err != nil {
-		return in.pagesError(err)
+		return driverError(ctx, in.driver, in.pagesError(err))
 	}
 	return in.watchPages()
 }

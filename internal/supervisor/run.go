@@ -248,7 +248,11 @@ func (l *life) setCurrent(in *instance) {
 
 // chooseDriver finds the VMM that the spec asks for, or the first that runs here.
 func (l *life) chooseDriver(ctx context.Context) error {
-	d, a, err := choose(ctx, l.Drivers, l.Spec.Driver)
+	ask := probe
+	if l.Clone != nil { // its driver has run here, or on a host like this one
+		ask = look
+	}
+	d, a, err := choose(ctx, l.Drivers, l.Spec.Driver, ask)
 	if err != nil {
 		return err
 	}

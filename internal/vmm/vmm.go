@@ -138,6 +138,15 @@ type Driver interface {
 	Start(ctx context.Context, cfg Config) (Machine, error)
 }
 
+// Looker is a Driver that can be asked whether it is there without a guest to try:
+// that is enough for who restores a snapshot that was taken with it, on a host like
+// this one, and is told when that fails.
+type Looker interface {
+	Driver
+	// Look is Probe, but for whether a guest runs.
+	Look(ctx context.Context) Availability
+}
+
 // Machine is one running VMM.
 type Machine interface {
 	// Dial opens a connection to the guest agent. It fails at once while the

@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"regexp"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/fcvm/fcvm/internal/vmm"
@@ -43,20 +44,21 @@ const (
 // Driver runs machines with one Firecracker program.
 type Driver struct {
 	program  string // as found; empty: none
-	kvm      kvm.Result
+	kvm      func() kvm.Result
 	versions *vmm.Versions
 }
 
 // New returns the driver. program is Firecracker's path; empty, it is looked
-// for on the PATH. k says whether KVM is usable: without it Firecracker is not.
+// for on the PATH. k says whether KVM is usable, as kvm.Probe does: without it
+// Firecracker is not.
 // versions remembers what it says to --version; nil: it is asked each time.
-func New(program string, k kvm.Result, versions *vmm.Versions) *Driver {
+func New(program string, k func() kvm.Result, versions *vmm.Versions) *Driver {
 	if program == "" {
 		if p, err := exec.LookPath(programName); err == nil {
 			program = p
 		}
 	}
-	return &Driver{program: program, kvm: k, versions: versions}
+	return &Driver{program: program, kvm: sync.OnceValue(k), versions: versions}
 }
 
 // Name implements vmm.Driver.
@@ -74,7 +76,12 @@ func (d *Driver) Capabilities() vmm.Capabilities {
 var versionPattern = regexp.MustCompile(`^Firecracker v((\d+)\.(\d+)\S*)`)
 
 // Probe implements vmm.Driver.
-func (d *Driver) Probe(ctx context.Context) vmm.Availability {
+func (d *Driver) Probe(ctx context.Context) vmm.Availability { return d.probe(ctx, d.kvm) }
+
+// Look implements vmm.Looker.
+func (d *Driver) Look(ctx context.Context) vmm.Availability { return d.probe(ctx, kvm.Look) }
+
+func (d *Driver) probe(ctx context.Context, tryKVM func() kvm.Result) vmm.Availability {
 	a := vmm.Availability{Program: d.program}
 	if d.program == "" {
 		a.Reason, a.Remedy = "firecracker is not installed", remedyInstall
@@ -96,8 +103,8 @@ func (d *Driver) Probe(ctx context.Context) vmm.Availability {
 		a.Remedy = "install a newer Firecracker: " + remedyInstall
 		return a
 	}
-	if !d.kvm.RunsGuest {
-		a.Reason, a.Remedy = "Firecracker needs KVM: "+d.kvm.Reason, d.kvm.Remedy
+	if k := tryKVM(); !k.RunsGuest {
+		a.Reason, a.Remedy = "Firecracker needs KVM: "+k.Reason, k.Remedy
 		return a
 	}
 	a.Usable, a.Accelerated, a.Features = true, true, "KVM"

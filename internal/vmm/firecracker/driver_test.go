@@ -43,7 +43,7 @@ func TestProbe(t *testing.T) {
 		{"fails", script(t, "exit 3"), good, false, "", "exit status 3"},
 		{"not there", "/nonexistent/firecracker", good, false, "", "no such file"},
 	} {
-		a := New(c.program, c.k, nil).Probe(t.Context())
+		a := New(c.program, func() kvm.Result { return c.k }, nil).Probe(t.Context())
 		if a.Usable != c.usable || a.Version != c.version || !strings.Contains(a.Reason, c.reason) || a.Usable == (a.Remedy != "") {
 			t.Errorf("%s: %+v", c.name, a)
 		}
@@ -52,7 +52,7 @@ func TestProbe(t *testing.T) {
 
 func TestNotInstalled(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
-	d := New("", kvm.Result{RunsGuest: true}, nil)
+	d := New("", kvm.Look, nil)
 	if a := d.Probe(t.Context()); a.Usable || a.Remedy == "" {
 		t.Errorf("%+v", a)
 	}
@@ -79,7 +79,7 @@ func TestStartReportsTheEnd(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(cfg.Dir, apiSocket), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	d := New(script(t, "test -e "+apiSocket+" && exit 9; echo first; echo 'bad luck' >&2; exit 5"), kvm.Result{RunsGuest: true}, nil)
+	d := New(script(t, "test -e "+apiSocket+" && exit 9; echo first; echo 'bad luck' >&2; exit 5"), kvm.Look, nil)
 	_, err = d.Start(t.Context(), cfg)
 	if !errors.Is(err, vmm.ErrExited) || !strings.Contains(err.Error(), "bad luck") {
 		t.Errorf("%v", err)

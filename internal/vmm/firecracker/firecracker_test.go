@@ -11,12 +11,12 @@ import (
 )
 
 func TestConformance(t *testing.T) {
-	d := New(os.Getenv("FCVM_FIRECRACKER"), kvm.Probe(), nil)
+	d := New(os.Getenv("FCVM_FIRECRACKER"), kvm.Probe, nil)
 	if d.program == "" {
 		t.Skip("no firecracker binary: neither $FCVM_FIRECRACKER nor on the PATH")
 	}
-	if !d.kvm.RunsGuest {
-		t.Skip("Firecracker needs KVM (try the lab): " + d.kvm.Reason)
+	if !d.kvm().RunsGuest {
+		t.Skip("Firecracker needs KVM (try the lab): " + d.kvm().Reason)
 	}
 	vmmtest.Run(t, d, vmmtest.FindGuest(t), serveMemory)
 }

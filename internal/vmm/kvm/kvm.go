@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"runtime"
@@ -31,40 +32,17 @@ type Result struct {
 	Remedy    string `json:"remedy,omitempty"`
 }
 
-// Probe looks at the host. It takes milliseconds, and at most a few seconds
-// where KVM is broken.
+// Probe looks at the host, and runs a guest. It takes milliseconds, and at most a
+// few seconds where KVM is broken.
 func Probe() Result {
-	var r Result
-	fd, err := unix.Open(device, unix.O_RDWR|unix.O_CLOEXEC, 0)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		r.Reason = "there is no " + device
-		r.Remedy = "load the kvm module; in a cloud VM, choose a type with nested virtualization"
-		return r
-	case errors.Is(err, fs.ErrPermission):
-		r.Present = true
-		r.Reason = device + " is not open to this user"
-		r.Remedy = "sudo usermod -aG kvm $USER, and log in again"
-		return r
-	case err != nil:
-		r.Present = true
-		r.Reason = fmt.Sprintf("open %s: %v", device, err)
+	r, fd := look()
+	if r.Reason != "" {
 		return r
 	}
 	defer func() { _ = unix.Close(fd) }()
-	r.Present, r.Permitted = true, true
-	cpuinfo, err := os.ReadFile("/proc/cpuinfo")
-	if err != nil {
-		r.Reason = err.Error()
-		return r
-	}
-	if r.CPUFlag = hasFlag(cpuinfo, runtime.GOARCH); !r.CPUFlag {
-		r.Reason = "the CPU has neither vmx nor svm: this KVM runs only kernels made for it"
-		r.Remedy = "use a host with hardware virtualization; QEMU emulates meanwhile"
-		return r
-	}
 	ran := make(chan error, 1)
 	go func() { ran <- runGuest(fd) }()
+	var err error
 	select {
 	case err = <-ran:
 	case <-time.After(probeTimeout):
@@ -78,6 +56,66 @@ func Probe() Result {
 	r.RunsGuest = true
 	r.Reason = "KVM runs guests"
 	return r
+}
+
+// Look is Probe without the guest, and takes microseconds: where nothing speaks
+// against it, RunsGuest says that a guest is expected to run.
+func Look() Result {
+	r, fd := look()
+	if r.Reason == "" {
+		_ = unix.Close(fd)
+		r.RunsGuest, r.Reason = true, "KVM is there"
+	}
+	return r
+}
+
+// look opens the device, unless there is a reason why not.
+func look() (r Result, fd int) {
+	fd, err := unix.Open(device, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		r.Reason = "there is no " + device
+		r.Remedy = "load the kvm module; in a cloud VM, choose a type with nested virtualization"
+		return r, -1
+	case errors.Is(err, fs.ErrPermission):
+		r.Present = true
+		r.Reason = device + " is not open to this user"
+		r.Remedy = "sudo usermod -aG kvm $USER, and log in again"
+		return r, -1
+	case err != nil:
+		r.Present = true
+		r.Reason = fmt.Sprintf("open %s: %v", device, err)
+		return r, -1
+	}
+	r.Present, r.Permitted = true, true
+	cpuinfo, err := firstCPU()
+	if err != nil {
+		r.Reason = err.Error()
+	} else if r.CPUFlag = hasFlag(cpuinfo, runtime.GOARCH); !r.CPUFlag {
+		r.Reason = "the CPU has neither vmx nor svm: this KVM runs only kernels made for it"
+		r.Remedy = "use a host with hardware virtualization; QEMU emulates meanwhile"
+	}
+	if r.Reason != "" {
+		_ = unix.Close(fd)
+		return r, -1
+	}
+	return r, fd
+}
+
+// firstCPU is the start of /proc/cpuinfo, with the first CPU: to make the text of
+// all takes the kernel milliseconds where there are many.
+func firstCPU() ([]byte, error) {
+	f, err := os.Open("/proc/cpuinfo")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	b := make([]byte, 16<<10)
+	n, err := io.ReadFull(f, b)
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil, err
+	}
+	return b[:n], nil
 }
 
 // closeLater has the kernel take a VM down, which is more than half of the time that a

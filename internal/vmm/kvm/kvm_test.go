@@ -32,4 +32,8 @@ func TestProbe(t *testing.T) {
 	if !r.RunsGuest && r.Permitted && r.Remedy == "" && !r.CPUFlag {
 		t.Error("no remedy")
 	}
+	l := Look()
+	if l.Reason == "" || l.Present != r.Present || l.Permitted != r.Permitted || l.CPUFlag != r.CPUFlag || (r.RunsGuest && !l.RunsGuest) {
+		t.Errorf("a look finds %+v", l)
+	}
 }

@@ -19,7 +19,7 @@ import (
 // A guest that puts its memory into the balloon without having been asked takes
 // nothing away from the snapshot that it shares with others.
 func TestBalloonOfCloneKeepsSnapshot(t *testing.T) {
-	d := New(os.Getenv("FCVM_QEMU"), kvm.Probe(), nil)
+	d := New(os.Getenv("FCVM_QEMU"), kvm.Probe, nil)
 	if d.program == "" {
 		t.Skip("QEMU is not installed")
 	}

@@ -14,6 +14,7 @@ import (
 	"regexp"
 	"runtime"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/fcvm/fcvm/internal/vmm"
@@ -50,20 +51,20 @@ const (
 // Driver runs machines with one QEMU program.
 type Driver struct {
 	program  string // as found; empty: none
-	kvm      kvm.Result
+	kvm      func() kvm.Result
 	versions *vmm.Versions
 }
 
 // New returns the driver. program is QEMU's path; empty, it is looked for on
-// the PATH. k says whether KVM is usable.
+// the PATH. k says whether KVM is usable, as kvm.Probe does.
 // versions remembers what it says to --version; nil: it is asked each time.
-func New(program string, k kvm.Result, versions *vmm.Versions) *Driver {
+func New(program string, k func() kvm.Result, versions *vmm.Versions) *Driver {
 	if program == "" {
 		if p, err := exec.LookPath(programName()); err == nil {
 			program = p
 		}
 	}
-	return &Driver{program: program, kvm: k, versions: versions}
+	return &Driver{program: program, kvm: sync.OnceValue(k), versions: versions}
 }
 
 func programName() string {
@@ -79,7 +80,7 @@ func (d *Driver) Name() string { return "qemu" }
 // Capabilities implements vmm.Driver.
 func (d *Driver) Capabilities() vmm.Capabilities {
 	c := vmm.Capabilities{SockNetwork: true, TapNetwork: true, BootTimeout: bootTimeoutTCG, MemoryOverheadMiB: overheadTCG}
-	if d.kvm.RunsGuest {
+	if d.kvm().RunsGuest {
 		c.BootTimeout, c.MemoryOverheadMiB = bootTimeoutKVM, overheadKVM
 	}
 	return c
@@ -89,7 +90,7 @@ var versionPattern = regexp.MustCompile(`version (\d+)\.(\d+)[.\w]*`)
 
 // Probe implements vmm.Driver.
 func (d *Driver) Probe(ctx context.Context) vmm.Availability {
-	a := vmm.Availability{Program: d.program, Accelerated: d.kvm.RunsGuest}
+	a := vmm.Availability{Program: d.program, Accelerated: d.kvm().RunsGuest}
 	if d.program == "" {
 		a.Reason = programName() + " is not installed"
 		a.Remedy = "apt-get install qemu-system-x86"
@@ -117,8 +118,8 @@ func (d *Driver) Probe(ctx context.Context) vmm.Availability {
 		return a
 	}
 	a.Usable = true
-	a.Features, a.Reason = "TCG", "QEMU "+a.Version+", by software emulation: "+d.kvm.Reason
-	if d.kvm.RunsGuest {
+	a.Features, a.Reason = "TCG", "QEMU "+a.Version+", by software emulation: "+d.kvm().Reason
+	if a.Accelerated {
 		a.Features, a.Reason = "KVM", "QEMU "+a.Version+" with KVM"
 	}
 	return a

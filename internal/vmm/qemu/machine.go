@@ -54,7 +54,7 @@ func (d *Driver) Start(ctx context.Context, cfg vmm.Config) (vmm.Machine, error)
 		_ = memory.Close()
 		return nil, err
 	}
-	h := host{kvm: d.kvm.RunsGuest}
+	h := host{kvm: d.kvm().RunsGuest}
 	if !h.kvm {
 		h.tscKHz = tsc.KHz()
 	}

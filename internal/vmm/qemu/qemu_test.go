@@ -10,7 +10,7 @@ import (
 
 func TestConformance(t *testing.T) {
 	// The environment may name another QEMU than that on the PATH.
-	d := New(os.Getenv("FCVM_QEMU"), kvm.Probe(), nil)
+	d := New(os.Getenv("FCVM_QEMU"), kvm.Probe, nil)
 	if d.program == "" {
 		t.Skip("QEMU is not installed")
 	}

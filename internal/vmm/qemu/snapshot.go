@@ -123,7 +123,7 @@ func (d *Driver) Restore(ctx context.Context, cfg vmm.Config, from vmm.RestoreFr
 	if from.PageServer != "" {
 		return nil, fmt.Errorf("%w: QEMU takes no memory from a server; use --memory file", vmm.ErrUnsupported)
 	}
-	h := host{kvm: d.kvm.RunsGuest}
+	h := host{kvm: d.kvm().RunsGuest}
 	state, info, err := openState(from.State, shapeOf(&cfg, h))
 	if err != nil {
 		return nil, err
