@@ -148,7 +148,7 @@ func (s *Store) create(name string, spec vm.Spec) (*VM, error) {
 	if v.lock, err = tryLock(dir.Lock()); err == nil {
 		if v.lock == nil {
 			err = errors.New("somebody else has locked its new directory")
-		} else if err = writeRecord(dir, &v.rec, writeJSON); err != nil {
+		} else if err = writeRecord(dir, &v.rec, writeJSONSoon); err != nil {
 			_ = v.lock.Close()
 		}
 	}

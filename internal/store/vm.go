@@ -34,8 +34,8 @@ func (v *VM) Record() vm.Record {
 func (v *VM) Dir() paths.VMDir { return v.store.layout.VM(v.id) }
 
 // Update changes the record and writes it; when either fails the record stays
-// as it was. Only a change of the status waits for the disk: all else is of use to
-// those who look while the host is up.
+// as it was. Only the end waits for the disk: no VM outlives its host, and what is
+// said of one before its end is of use to those who look while the host is up.
 func (v *VM) Update(change func(*vm.Record) error) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -44,9 +44,9 @@ func (v *VM) Update(change func(*vm.Record) error) error {
 		v.rec = old
 		return err
 	}
-	write := writeJSON
-	if v.rec.Status == old.Status {
-		write = writeJSONSoon
+	write := writeJSONSoon
+	if v.rec.Status.Final() {
+		write = writeJSON
 	}
 	if err := writeRecord(v.Dir(), &v.rec, write); err != nil {
 		v.rec = old
