@@ -208,6 +208,8 @@ func (o *cloneOptions) check() error {
 		return fmt.Errorf("%w: -d and --exec rule each other out: the clone ends with the command; use fcvm exec -d in a clone", vm.ErrInvalid)
 	case o.count > 1 && o.interactive:
 		return fmt.Errorf("%w: --count %d: -i passes stdin to one clone, and several cannot share it; start them with -d, and use fcvm exec -i in each", vm.ErrInvalid, o.count)
+	case o.count > 1 && o.network.ip != "": // only the bridge has it, which all of them are on
+		return fmt.Errorf("%w: --ip %s: it can be had by one of %d clones; without it each gets an address of its own", vm.ErrInvalid, o.network.ip, o.count)
 	case o.exec != "" && o.tty:
 		return fmt.Errorf("%w: --exec has no terminal; use fcvm exec -it", vm.ErrInvalid)
 	case o.trackDirty && o.source != supervisor.MemoryFile:

@@ -269,6 +269,7 @@ func TestCloneRefuses(t *testing.T) {
 		"--snapshot warm -n 3":                           `.*--count 3: several run in the background.*`,
 		"--snapshot warm -n 0 -d":                        `.*--count 0.*`,
 		"--snapshot warm -n 2 -d -p 80:80":               `.*port 80 of the host can be had by one of 2 clones.*`,
+		"--snapshot warm -n 2 -d --ip 10.201.0.9":        `.*--ip 10.201.0.9: it can be had by one of 2 clones.*`,
 		"--snapshot warm -d -i":                          `.*rule each other out.*`,
 		"--snapshot warm --name a/b":                     `.*name "a/b".*`,
 		"--snapshot warm --network none":                 `.*the original has a network interface.*`,
