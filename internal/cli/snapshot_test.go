@@ -317,6 +317,47 @@ func TestCloneRefuses(t *testing.T) {
 	}
 }
 
+// What cannot be of a VM that runs is refused before that is paused for a snapshot.
+func TestCloneOfOneThatRunsRefuses(t *testing.T) {
+	h := newHost(t)
+	f := &fakeSupervisor{}
+	v := h.running("web")
+	h.supervise(v, f)
+	for _, c := range []struct{ args, want string }{
+		{"--cpu 4", `.*--cpu 4: a clone has the 2 virtual CPUs of its original.*`},
+		{"--mem 1g", `.*--mem 1024: a clone has the 512 MiB of its original.*`},
+		{"-e =x", `.*--env "=x": the variable has no name.*`},
+		{"-t", `.*has no terminal.*`},
+		{"--network none", `.*the original has a network interface.*`},
+		{"--ip 1.2.3.4 --network usernet", `.*--ip.*`},
+		{"-n 2 -d -p 80:80", `.*port 80 of the host can be had by one of 2 clones.*`},
+		{"-n 10 -d --hostname {n}_", `.*--hostname "10_".*`},
+		{"-p nonsense", `.*--publish.*`},
+		{"--wait-ready nonsense", `.*wait-ready.*`},
+		{"--memory server", `.*clone web: of the snapshot that is taken of it no memory server runs.*fcvm memory-server -d warm.*`},
+		{"", `.*it was asked`},
+		{"--cpu 2 --mem 512 --memory auto -e A=x --ip 10.201.0.9", `.*it was asked`},
+	} {
+		asked := 0
+		f.snapshot = func(string) error { asked++; return errors.New("it was asked") }
+		if err := v.Update(func(r *vm.Record) error {
+			r.Resolved.Driver, r.Resolved.Link = "firecracker", vm.Link{Interface: "eth0"}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		h.says(c.want, append([]string{"clone"}, append(strings.Fields(c.args), "web")...)...)
+		if wanted := strings.HasSuffix(c.want, "it was asked"); asked > 0 != wanted {
+			t.Errorf("clone %s: asked for %d snapshots", c.args, asked)
+		}
+	}
+	// What has not come up has no link yet, and its supervisor says why there is no snapshot.
+	f.snapshot = func(string) error { return vm.ErrNotRunning }
+	early := h.create("early", defaultSpec())
+	h.supervise(early, f)
+	h.says(`fcvm: clone early: .*not running.*`, "clone", "--network", "usernet", "early")
+}
+
 func TestClonesHaveNames(t *testing.T) {
 	for _, c := range []struct {
 		name  string
