@@ -156,14 +156,18 @@ func runClone(ctx context.Context, a *app, o *cloneOptions) error {
 	// all of them do.
 	var snap *snapshot.Snapshot
 	err = untilInterrupted(ctx, func(ctx context.Context) (err error) {
-		snap, err = o.origin(ctx, st)
+		snap, err = o.origin(ctx, st, a.sys.LookupEnv)
 		return err
 	})
 	if err != nil {
 		return err
 	}
 	defer snap.Release()
-	if _, err := o.spec(&snap.Manifest, a.sys.LookupEnv, o.count); err != nil { // the longest hostname
+	of, err := ofSnapshot(&snap.Manifest)
+	if err == nil {
+		_, _, err = o.spec(of, a.sys.LookupEnv, o.count) // the longest hostname
+	}
+	if err != nil {
 		return err
 	}
 	a.noteServer(st.Layout(), o, snap)
@@ -208,6 +212,8 @@ func (o *cloneOptions) check() error {
 		return fmt.Errorf("%w: -d and --exec rule each other out: the clone ends with the command; use fcvm exec -d in a clone", vm.ErrInvalid)
 	case o.count > 1 && o.interactive:
 		return fmt.Errorf("%w: --count %d: -i passes stdin to one clone, and several cannot share it; start them with -d, and use fcvm exec -i in each", vm.ErrInvalid, o.count)
+	case o.count > 1 && o.network.ip != "": // only the bridge has it, which all of them are on
+		return fmt.Errorf("%w: --ip %s: it can be had by one of %d clones; without it each gets an address of its own", vm.ErrInvalid, o.network.ip, o.count)
 	case o.exec != "" && o.tty:
 		return fmt.Errorf("%w: --exec has no terminal; use fcvm exec -it", vm.ErrInvalid)
 	case o.trackDirty && o.source != supervisor.MemoryFile:
@@ -256,7 +262,7 @@ func numbered(s string, n int) string { return strings.ReplaceAll(s, cloneNumber
 
 // origin returns what the clones start from: the snapshot that was named, or
 // one of the VM, which is taken now if it runs.
-func (o *cloneOptions) origin(ctx context.Context, st *store.Store) (*snapshot.Snapshot, error) {
+func (o *cloneOptions) origin(ctx context.Context, st *store.Store, lookup func(string) (string, bool)) (*snapshot.Snapshot, error) {
 	snapshots := snapshotsOf(st.Layout())
 	if o.snapshot != "" {
 		e, err := snapshots.Find(o.snapshot)
@@ -277,10 +283,8 @@ func (o *cloneOptions) origin(ctx context.Context, st *store.Store) (*snapshot.S
 	if !e.Alive {
 		return nil, fmt.Errorf("clone %s: %w, and no snapshot was taken of it; before its end, use: fcvm snapshot create --stop %s", nameOf(e), notRunning(e), nameOf(e))
 	}
-	if e.Record.Spec.HugePages { // of the snapshot that is taken there is no memory server yet
-		name := nameOf(e)
-		return nil, fmt.Errorf("%w: clone %s: its memory is of huge pages, which clones have from a memory server only; use:\n"+
-			"  fcvm snapshot create --name warm %s\n  fcvm memory-server -d warm\n  fcvm clone --snapshot warm --memory server", vm.ErrInvalid, name, name)
+	if err := o.checkRunning(&e.Record, lookup); err != nil { // before it is paused
+		return nil, err
 	}
 	var snap *snapshot.Snapshot
 	err = ask(st, e, "clone", func(c *control.Client) error {
@@ -293,13 +297,29 @@ func (o *cloneOptions) origin(ctx context.Context, st *store.Store) (*snapshot.S
 	return snap, err
 }
 
+// checkRunning refuses what clones of a VM that runs cannot be. What is not up yet is
+// left to its supervisor.
+func (o *cloneOptions) checkRunning(r *vm.Record, lookup func(string) (string, bool)) error {
+	const remedy = "use:\n  fcvm snapshot create --name warm %[2]s\n  fcvm memory-server -d warm\n  fcvm clone --snapshot warm --memory server"
+	switch {
+	case r.Spec.HugePages: // of the snapshot that is taken there is no memory server yet
+		return fmt.Errorf("%w: clone %s: its memory is of huge pages, which clones have from a memory server only; "+remedy, vm.ErrInvalid, r.Name)
+	case o.source == supervisor.MemoryServer:
+		return fmt.Errorf("%w: clone %s: of the snapshot that is taken of it no memory server runs; "+remedy, vm.ErrInvalid, r.Name)
+	case r.Status != vm.StatusRunning && r.Status != vm.StatusPaused:
+		return nil
+	}
+	_, _, err := o.spec(ofRunning(r), lookup, o.count)
+	return err
+}
+
 // holdOrigin holds the snapshot of this id; without one, that which the command
 // names.
 func (a *app) holdOrigin(ctx context.Context, st *store.Store, o *cloneOptions, id string) (*snapshot.Snapshot, error) {
 	if id != "" {
 		return snapshotsOf(st.Layout()).Hold(id)
 	}
-	snap, err := o.origin(ctx, st)
+	snap, err := o.origin(ctx, st, a.sys.LookupEnv)
 	if err == nil {
 		a.noteServer(st.Layout(), o, snap)
 	}
@@ -324,11 +344,11 @@ func (a *app) runOneClone(ctx context.Context, o *cloneOptions, id string, n int
 		return err
 	}
 	defer snap.Release()
-	spec, err := o.spec(&snap.Manifest, a.sys.LookupEnv, n)
+	of, err := ofSnapshot(&snap.Manifest)
 	if err != nil {
 		return err
 	}
-	env, err := environment(nil, o.env, a.sys.LookupEnv)
+	spec, env, err := o.spec(of, a.sys.LookupEnv, n)
 	if err != nil {
 		return err
 	}

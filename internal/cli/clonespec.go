@@ -9,13 +9,35 @@ import (
 	"github.com/fcvm/fcvm/internal/vm"
 )
 
+// original is what clones are made of, as far as theirs depends on it.
+type original struct {
+	spec   vm.Spec
+	driver string
+	linked bool // it has a network interface
+}
+
+// ofSnapshot refuses a snapshot that nothing can be cloned from.
+func ofSnapshot(m *snapshot.Manifest) (original, error) {
+	return original{m.Spec, m.Needs.Driver, m.Link.Interface != ""}, m.CheckRuns()
+}
+
+// ofRunning is what the snapshot will be that is taken of a VM.
+func ofRunning(r *vm.Record) original {
+	return original{r.Spec, r.Resolved.Driver, r.Resolved.Link.Interface != ""}
+}
+
 // spec is that of the original, with what may differ in the n-th clone as it was
-// typed.
-func (o *cloneOptions) spec(m *snapshot.Manifest, lookup func(string) (string, bool), n int) (vm.Spec, error) {
-	s := m.Spec
-	if err := m.CheckRuns(); err != nil {
-		return s, err
+// typed; env is for commands that are run in it.
+func (o *cloneOptions) spec(of original, lookup func(string) (string, bool), n int) (s vm.Spec, env []string, err error) {
+	if env, err = environment(nil, o.env, lookup); err != nil {
+		return s, nil, err
 	}
+	s, err = o.specOf(of, lookup, n)
+	return s, env, err
+}
+
+func (o *cloneOptions) specOf(of original, lookup func(string) (string, bool), n int) (vm.Spec, error) {
+	s := of.spec
 	switch {
 	case o.given("cpu") && o.cpus != s.CPUs:
 		return s, fmt.Errorf("%w: --cpu %d: a clone has the %d virtual CPUs of its original", vm.ErrInvalid, o.cpus, s.CPUs)
@@ -24,11 +46,11 @@ func (o *cloneOptions) spec(m *snapshot.Manifest, lookup func(string) (string, b
 	case o.tty && !s.Container.TTY:
 		return s, fmt.Errorf("%w: --tty: the container of the original has no terminal; use fcvm exec -it", vm.ErrInvalid)
 	}
-	net, err := o.networkSpec(m, lookup)
+	net, err := o.networkSpec(of, lookup)
 	if err != nil {
 		return s, err
 	}
-	s.Driver, s.Network = m.Needs.Driver, net
+	s.Driver, s.Network = of.driver, net
 	s.Remove, s.Logs, s.LogMiB = o.remove, o.logs, o.logSize
 	s.Container.Hostname = numbered(o.hostname, n) // not the original's, which is another machine
 	s.Restart = vm.Restart{}                       // what had ended would end again
@@ -43,12 +65,12 @@ func (o *cloneOptions) spec(m *snapshot.Manifest, lookup func(string) (string, b
 }
 
 // networkSpec is the original's with the flags that were given in its place.
-func (o *cloneOptions) networkSpec(m *snapshot.Manifest, lookup func(string) (string, bool)) (vm.NetworkSpec, error) {
+func (o *cloneOptions) networkSpec(of original, lookup func(string) (string, bool)) (vm.NetworkSpec, error) {
 	asked, err := o.network.spec(lookup)
 	if err != nil {
 		return asked, err
 	}
-	s := m.Spec.Network
+	s := of.spec.Network
 	s.Backend, s.Mode, s.IP, s.Subnet = asked.Backend, asked.Mode, asked.IP, asked.Subnet
 	if o.given("egress") {
 		s.Egress = asked.Egress
@@ -65,14 +87,13 @@ func (o *cloneOptions) networkSpec(m *snapshot.Manifest, lookup func(string) (st
 	if o.given("isolated") {
 		s.Isolated = asked.Isolated
 	}
-	if s.Publish, err = o.ports(m); err != nil {
+	if s.Publish, err = o.ports(of); err != nil {
 		return s, err
 	}
-	hasLink := m.Link.Interface != ""
 	switch {
-	case !hasLink && (s.Backend == "none" || s.Backend == "auto"):
+	case !of.linked && (s.Backend == "none" || s.Backend == "auto"):
 		s.Backend = "none"
-	case !hasLink:
+	case !of.linked:
 		return s, fmt.Errorf("%w: --network %s: the original has no network interface, and a clone gets none", vm.ErrInvalid, s.Backend)
 	case s.Backend == "none":
 		return s, fmt.Errorf("%w: --network none: the original has a network interface, and a clone keeps it; --egress none keeps it from the world", vm.ErrInvalid)
@@ -82,9 +103,9 @@ func (o *cloneOptions) networkSpec(m *snapshot.Manifest, lookup func(string) (st
 
 // ports are those that were typed, else those of the original on free ports of
 // the host.
-func (o *cloneOptions) ports(m *snapshot.Manifest) ([]string, error) {
+func (o *cloneOptions) ports(of original) ([]string, error) {
 	if !o.given("publish") {
-		ports, err := network.ParsePublish(m.Spec.Network.Publish)
+		ports, err := network.ParsePublish(of.spec.Network.Publish)
 		var free []string
 		for _, p := range ports {
 			p.HostPort, p.HostPortEnd = 0, 0

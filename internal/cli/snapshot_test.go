@@ -92,6 +92,29 @@ func TestSnapshotsAreListedRenamedAndRemoved(t *testing.T) {
 	}
 }
 
+// One without a name, of which its VM's supervisor has just told whoever has asked for
+// it, is left to him.
+func TestPruneLeavesWhatSomebodyIsAboutToUse(t *testing.T) {
+	h := newHost(t)
+	m := h.snapshot("", nil)
+	for _, args := range []string{"snapshot prune --all --force", "system prune --all --force"} {
+		out := h.ok(strings.Fields(args)...)
+		snap, err := snapshotsOf(h.layout()).Hold(m.ID)
+		if err != nil {
+			t.Fatalf("%s: %s%v", args, out, err)
+		}
+		snap.HandOver()
+	}
+	anHourAgo := time.Now().Add(-time.Hour)
+	if err := os.Chtimes(filepath.Join(h.layout().Snapshots(), m.ID, "manifest.json"), anHourAgo, anHourAgo); err != nil {
+		t.Fatal(err)
+	}
+	h.ok("snapshot", "prune", "--all", "--force")
+	if out := h.ok("snapshot", "ls", "-aq"); out != "" {
+		t.Errorf("one that nobody has asked for any more is left: %s", out)
+	}
+}
+
 // Of two who take a snapshot at once, and give it no name, each has one. Who gives it
 // a name that is taken by then hears so.
 func TestSnapshotsThatAreTakenAtOnce(t *testing.T) {
@@ -257,18 +280,19 @@ func TestCloneRefuses(t *testing.T) {
 		return supervisor.Result{}, nil
 	}
 	for args, want := range map[string]string{
-		"":                                               `.*no VM given.*`,
-		"--snapshot warm web":                            `.*not both.*`,
-		"--snapshot nobody":                              `.*no such snapshot: "nobody".*`,
-		"nobody":                                         `.*no such VM.*`,
-		"gone":                                           `.*no snapshot was taken of it.*`,
-		"huge":                                           `(?s).*clone huge: its memory is of huge pages.*fcvm snapshot create --name warm huge\n.*memory-server -d.*--memory server.*`,
-		"--snapshot warm --cpu 4":                        `.*--cpu 4: a clone has the 2 virtual CPUs of its original.*`,
-		"--snapshot warm --mem 1g":                       `.*--mem 1024: a clone has the 512 MiB of its original.*`,
-		"--snapshot warm -t":                             `.*has no terminal.*`,
-		"--snapshot warm -n 3":                           `.*--count 3: several run in the background.*`,
-		"--snapshot warm -n 0 -d":                        `.*--count 0.*`,
-		"--snapshot warm -n 2 -d -p 80:80":               `.*port 80 of the host can be had by one of 2 clones.*`,
+		"":                                 `.*no VM given.*`,
+		"--snapshot warm web":              `.*not both.*`,
+		"--snapshot nobody":                `.*no such snapshot: "nobody".*`,
+		"nobody":                           `.*no such VM.*`,
+		"gone":                             `.*no snapshot was taken of it.*`,
+		"huge":                             `(?s).*clone huge: its memory is of huge pages.*fcvm snapshot create --name warm huge\n.*memory-server -d.*--memory server.*`,
+		"--snapshot warm --cpu 4":          `.*--cpu 4: a clone has the 2 virtual CPUs of its original.*`,
+		"--snapshot warm --mem 1g":         `.*--mem 1024: a clone has the 512 MiB of its original.*`,
+		"--snapshot warm -t":               `.*has no terminal.*`,
+		"--snapshot warm -n 3":             `.*--count 3: several run in the background.*`,
+		"--snapshot warm -n 0 -d":          `.*--count 0.*`,
+		"--snapshot warm -n 2 -d -p 80:80": `.*port 80 of the host can be had by one of 2 clones.*`,
+		"--snapshot warm -n 2 -d --ip 10.201.0.9":        `.*--ip 10.201.0.9: it can be had by one of 2 clones.*`,
 		"--snapshot warm -d -i":                          `.*rule each other out.*`,
 		"--snapshot warm --name a/b":                     `.*name "a/b".*`,
 		"--snapshot warm --network none":                 `.*the original has a network interface.*`,
@@ -291,6 +315,47 @@ func TestCloneRefuses(t *testing.T) {
 	} {
 		h.says(want, append([]string{"clone"}, strings.Fields(args)...)...)
 	}
+}
+
+// What cannot be of a VM that runs is refused before that is paused for a snapshot.
+func TestCloneOfOneThatRunsRefuses(t *testing.T) {
+	h := newHost(t)
+	f := &fakeSupervisor{}
+	v := h.running("web")
+	h.supervise(v, f)
+	for _, c := range []struct{ args, want string }{
+		{"--cpu 4", `.*--cpu 4: a clone has the 2 virtual CPUs of its original.*`},
+		{"--mem 1g", `.*--mem 1024: a clone has the 512 MiB of its original.*`},
+		{"-e =x", `.*--env "=x": the variable has no name.*`},
+		{"-t", `.*has no terminal.*`},
+		{"--network none", `.*the original has a network interface.*`},
+		{"--ip 1.2.3.4 --network usernet", `.*--ip.*`},
+		{"-n 2 -d -p 80:80", `.*port 80 of the host can be had by one of 2 clones.*`},
+		{"-n 10 -d --hostname {n}_", `.*--hostname "10_".*`},
+		{"-p nonsense", `.*--publish.*`},
+		{"--wait-ready nonsense", `.*wait-ready.*`},
+		{"--memory server", `.*clone web: of the snapshot that is taken of it no memory server runs.*fcvm memory-server -d warm.*`},
+		{"", `.*it was asked`},
+		{"--cpu 2 --mem 512 --memory auto -e A=x --ip 10.201.0.9", `.*it was asked`},
+	} {
+		asked := 0
+		f.snapshot = func(string) error { asked++; return errors.New("it was asked") }
+		if err := v.Update(func(r *vm.Record) error {
+			r.Resolved.Driver, r.Resolved.Link = "firecracker", vm.Link{Interface: "eth0"}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		h.says(c.want, append([]string{"clone"}, append(strings.Fields(c.args), "web")...)...)
+		if wanted := strings.HasSuffix(c.want, "it was asked"); asked > 0 != wanted {
+			t.Errorf("clone %s: asked for %d snapshots", c.args, asked)
+		}
+	}
+	// What has not come up has no link yet, and its supervisor says why there is no snapshot.
+	f.snapshot = func(string) error { return vm.ErrNotRunning }
+	early := h.create("early", defaultSpec())
+	h.supervise(early, f)
+	h.says(`fcvm: clone early: .*not running.*`, "clone", "--network", "usernet", "early")
 }
 
 func TestClonesHaveNames(t *testing.T) {

@@ -18,8 +18,10 @@ import (
 // An exported snapshot is a tar archive, compressed with zstd, whose checksums
 // notice damage on the way. The first entry is the manifest; then each run of a
 // file's data, up to maxRun, is an entry of its own, FILE/OFFSET, with the
-// offset in hexadecimal. What no entry has is zeros. An archive that carries
-// parts along (see Part) lists them after the manifest; their data comes last.
+// offset in hexadecimal. What no entry has is zeros. The manifest has a recorded
+// working set among the files, as that of the snapshot itself has not (see
+// workingset.go). An archive that carries parts along (see Part) lists them after
+// the manifest; their data comes last.
 const (
 	maxRun      = 4 << 20   // bytes; a multiple of digestChunk
 	maxWindow   = 128 << 20 // bytes that a decoder may have to remember
@@ -57,7 +59,12 @@ func (s *Snapshot) Export(ctx context.Context, w io.Writer, parts ...Part) error
 }
 
 func (s *Snapshot) pack(ctx context.Context, t *tar.Writer, parts []Part) error {
-	b, err := json.MarshalIndent(s.Manifest, "", "  ")
+	set, err := s.openWorkingSet(ctx)
+	if err != nil {
+		return fmt.Errorf("%s: %w", WorkingSetName, err)
+	}
+	defer set.close()
+	b, err := json.MarshalIndent(set.addTo(s.Manifest), "", "  ")
 	if err != nil {
 		return err
 	}
@@ -74,6 +81,9 @@ func (s *Snapshot) pack(ctx context.Context, t *tar.Writer, parts []Part) error 
 			return fmt.Errorf("%s: %w", f.Name, err)
 		}
 	}
+	if err := set.pack(ctx, t); err != nil {
+		return fmt.Errorf("%s: %w", WorkingSetName, err)
+	}
 	for _, p := range parts {
 		if err := packFile(ctx, t, p.File, p.Path); err != nil {
 			return fmt.Errorf("%s %s: %w", p.Kind, p.ID, err)
@@ -88,6 +98,10 @@ func packFile(ctx context.Context, t *tar.Writer, f File, path string) error {
 		return err
 	}
 	defer func() { _ = r.Close() }()
+	return packOpen(ctx, t, f, r)
+}
+
+func packOpen(ctx context.Context, t *tar.Writer, f File, r *os.File) error {
 	var (
 		run   []byte
 		start int64
@@ -101,7 +115,7 @@ func packFile(ctx context.Context, t *tar.Writer, f File, path string) error {
 		run = run[:0]
 		return err
 	}
-	err = chunks(ctx, r, f.Size, func(off int64, p []byte) error {
+	err := chunks(ctx, r, f.Size, func(off int64, p []byte) error {
 		if len(run) == maxRun || off != start+int64(len(run)) {
 			if err := flush(); err != nil {
 				return err
@@ -162,6 +176,9 @@ func (s *Store) unpack(ctx context.Context, t *tar.Reader, name string, taker Ta
 		return nil, err
 	}
 	files := m.Files
+	if u.set, err = m.takeWorkingSet(); err != nil {
+		return nil, err
+	}
 	lacks := make([]bool, len(u.parts))
 	for i, p := range u.parts {
 		if lacks[i] = taker != nil && taker.Lacks(p); lacks[i] {
@@ -224,6 +241,7 @@ type unpacking struct {
 	tar   *tar.Reader
 	next  *tar.Header // of the entry that has come; nil: it was the last
 	parts []Part
+	set   *File // the working set; nil: it has none
 	runs  map[string]*runs
 }
 
@@ -246,6 +264,9 @@ type runs struct {
 // unpack fills a draft's files, and has the parts taken.
 func (u *unpacking) unpack(ctx context.Context, d *Draft, files []File, taker Taker) (release func(), err error) {
 	if err := u.unpackFiles(ctx, d, files); err != nil {
+		return nil, err
+	}
+	if err := checkWorkingSet(ctx, d, u.set); err != nil {
 		return nil, err
 	}
 	return u.takeParts(ctx, taker)

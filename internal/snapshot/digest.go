@@ -36,6 +36,10 @@ func digestOf(ctx context.Context, path string) (digest string, data int64, err 
 		return "", 0, err
 	}
 	defer func() { _ = f.Close() }()
+	return digestOfFile(ctx, f)
+}
+
+func digestOfFile(ctx context.Context, f *os.File) (digest string, data int64, err error) {
 	st, err := f.Stat()
 	if err != nil {
 		return "", 0, err
@@ -54,7 +58,7 @@ func digestOf(ctx context.Context, path string) (digest string, data int64, err 
 		return nil
 	})
 	if err != nil {
-		return "", 0, fmt.Errorf("read %s: %w", path, err)
+		return "", 0, fmt.Errorf("read %s: %w", f.Name(), err)
 	}
 	return digestPrefix + hex.EncodeToString(h.Sum(nil)), data, nil
 }

@@ -119,9 +119,19 @@ func TestNameless(t *testing.T) {
 	if _, err := s.Find(snap.Manifest.ID); err != nil {
 		t.Errorf("a young one was swept, which somebody may be about to use: %v", err)
 	}
+	inUse := func() bool {
+		list, err := s.List()
+		return err == nil && len(list) == 1 && list[0].InUse
+	}
+	if !inUse() {
+		t.Error("a young one is listed as one that nobody uses, and whoever removes these takes it from who is about to")
+	}
 	old := time.Now().Add(-2 * sweepAge)
 	if err := os.Chtimes(snap.Path(manifestName), old, old); err != nil {
 		t.Fatal(err)
+	}
+	if inUse() {
+		t.Error("an old one is listed as one that somebody uses")
 	}
 	s.Sweep()
 	if _, err := s.Find(snap.Manifest.ID); !errors.Is(err, ErrNotFound) {

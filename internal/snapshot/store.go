@@ -49,7 +49,7 @@ type Store struct {
 type Entry struct {
 	Manifest Manifest
 	Dir      string
-	InUse    bool
+	InUse    bool  // or about to be
 	Err      error // why it cannot be read
 }
 
@@ -103,8 +103,14 @@ func (s *Store) entry(id string) Entry {
 	e := Entry{Dir: s.path(id)}
 	e.Manifest, e.Err = readManifest(filepath.Join(e.Dir, manifestName), id)
 	e.Manifest.ID = id
-	e.InUse = s.inUse(id)
+	e.InUse = s.inUse(id) || s.awaited(&e)
 	return e
+}
+
+// awaited reports whether somebody may be about to hold a snapshot without a name,
+// who has just been told of it (HandOver): to others it is in use already.
+func (s *Store) awaited(e *Entry) bool {
+	return e.Err == nil && e.Manifest.nameless() && s.age(e.Manifest.ID) < sweepAge
 }
 
 // readManifest reads the manifest of the snapshot id.
@@ -466,8 +472,7 @@ func (s *Store) sweepDraft(id string) error {
 
 func (s *Store) sweepNameless(id string) {
 	e := s.entry(id)
-	m := &e.Manifest
-	if e.Err != nil || !m.nameless() || e.InUse || s.age(id) < sweepAge {
+	if e.Err != nil || !e.Manifest.nameless() || e.InUse {
 		return
 	}
 	_ = s.removeIf(id, (*Manifest).nameless)

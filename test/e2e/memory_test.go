@@ -3,6 +3,7 @@ package e2e
 import (
 	"encoding/json"
 	"math/rand/v2"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -72,6 +73,18 @@ func TestClonesFromAMemoryServer(t *testing.T) {
 		}
 		t.Logf("%+v", st)
 	}
+
+	// What was recorded travels with the snapshot.
+	archive := filepath.Join(t.TempDir(), "warm.fcvm")
+	fcvm(t, "snapshot", "export", "warm", archive).want(t, 0, "")
+	fcvm(t, "snapshot", "import", "--name", "travelled", archive).want(t, 0, "travelled\n")
+	if r := fcvm(t, "memory-server", "-d", "--keep", "travelled"); r.code != 0 {
+		t.Fatal(r.stderr)
+	}
+	if here, there := servedBy(t, "warm").WorkingSet, servedBy(t, "travelled").WorkingSet; there != here {
+		t.Errorf("of a working set of %d pages %d have arrived", here, there)
+	}
+	fcvm(t, "memory-server", "stop", "travelled").want(t, 0, "")
 
 	fcvm(t, "memory-server", "stop", "warm").wantError(t, 125, "2 VMs have their memory", "--force")
 	if err := syscall.Kill(server, syscall.SIGKILL); err != nil {
