@@ -141,12 +141,19 @@ func runClone(ctx context.Context, a *app, o *cloneOptions) error {
 		if err != nil {
 			return fmt.Errorf("start a clone: %s: %w", cloneNumberEnv, err)
 		}
-		id := a.sys.getenv(cloneOfEnv)
-		a.swept = id != "" // by the command that waits for this one
-		return a.runOneClone(ctx, o, id, n)
+		a.swept = true // by the command that waits for this one
+		return a.runOneClone(ctx, o, a.sys.getenv(cloneOfEnv), n)
 	}
 	if o.detach && o.count == 1 && o.snapshot != "" {
-		return a.startClones(ctx, o, "") // at once: all that there is to see it sees itself
+		// At once: all that there is to see it sees itself. What others have left is
+		// looked after meanwhile.
+		swept := make(chan struct{})
+		go func() {
+			defer close(swept)
+			_, _ = a.openStore()
+		}()
+		defer func() { <-swept }()
+		return a.startClones(ctx, o, "")
 	}
 	st, err := a.openStore()
 	if err != nil {
