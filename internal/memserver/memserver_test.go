@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -361,6 +362,24 @@ func TestPushFollowsTheVM(t *testing.T) {
 	if set.count() != pages {
 		t.Errorf("the set that the server keeps has lost pages: it has %d", set.count())
 	}
+}
+
+// Who pushes is preferred only while it does.
+func TestHurry(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	before, err := niceOf(unix.Gettid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	calm := hurry()
+	during, err := niceOf(unix.Gettid())
+	calm()
+	after, errAfter := niceOf(unix.Gettid())
+	if err = errors.Join(err, errAfter); err != nil || after != before || (during != before && during != max(before-pushNicer, -20)) {
+		t.Errorf("a nice value of %d before, %d meanwhile, %d after, %v", before, during, after, err)
+	}
+	t.Logf("a nice value of %d instead of %d", during, before)
 }
 
 func TestBrokenWorkingSetIsRecordedAgain(t *testing.T) {
