@@ -29,7 +29,10 @@ func ofRunning(r *vm.Record) original {
 // spec is that of the original, with what may differ in the n-th clone as it was
 // typed; env is for commands that are run in it.
 func (o *cloneOptions) spec(of original, lookup func(string) (string, bool), n int) (s vm.Spec, env []string, err error) {
-	if env, err = environment(nil, o.env, lookup); err != nil {
+	if env, err = environment(nil, o.env, lookup); err == nil {
+		err = vm.CheckCommand([]string{o.exec}, env)
+	}
+	if err != nil {
 		return s, nil, err
 	}
 	s, err = o.specOf(of, lookup, n)

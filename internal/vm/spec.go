@@ -171,7 +171,7 @@ func (s *Spec) Validate() error {
 	if err := cmp.Or(checkText("workdir", s.Container.WorkDir), checkText("user", s.Container.User), checkText("tmpfs", s.Container.Tmpfs...)); err != nil {
 		return err
 	}
-	if err := checkMounts(s.Mounts, s.Container.Tmpfs); err != nil {
+	if err := cmp.Or(checkMounts(s.Mounts, s.Container.Tmpfs), checkText("on-restore", s.OnRestore...)); err != nil {
 		return err
 	}
 	return s.Container.validate()
@@ -185,18 +185,23 @@ func (s *Spec) CheckBalloon(mib int) error {
 	return nil
 }
 
-// validate refuses what cannot reach the guest as it is: everything goes there
-// in JSON, which is UTF-8, and to the process in strings that end with a zero.
 func (c *ContainerSpec) validate() error {
 	if c.Hostname != "" && (len(c.Hostname) > maxHostname || !hostnamePattern.MatchString(c.Hostname)) {
 		return fmt.Errorf("%w: --hostname %q: it has letters, digits, dots and hyphens, at most %d", ErrInvalid, c.Hostname, maxHostname)
 	}
-	for _, arg := range slices.Concat(c.Entrypoint, c.Command) {
+	return CheckCommand(slices.Concat(c.Entrypoint, c.Command), c.Env)
+}
+
+// CheckCommand refuses a command and variables for it that cannot reach the guest as
+// they are: everything goes there in JSON, which is UTF-8, and to the process in
+// strings that end with a zero. The error wraps ErrInvalid.
+func CheckCommand(args, env []string) error {
+	for _, arg := range args {
 		if !sendable(arg) {
 			return fmt.Errorf("%w: %q in the command: it is not UTF-8 text, or holds a zero byte", ErrInvalid, arg)
 		}
 	}
-	for _, kv := range c.Env {
+	for _, kv := range env {
 		if name, _, _ := strings.Cut(kv, "="); !sendable(kv) { // the value may be a secret
 			return fmt.Errorf("%w: --env %q: its value is not UTF-8 text, or holds a zero byte; encode it, as with base64", ErrInvalid, name)
 		}
