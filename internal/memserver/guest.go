@@ -17,11 +17,12 @@ import (
 )
 
 const (
-	pushChunk = 64 << 10 // bytes that are pushed between two looks for faults
-	sampleOf  = 64       // one in so many pages of a working set is held back,
-	maxSample = 16       // of a large one about so many: each costs a fault
-	pushNicer = 10       // by which the nice value of who pushes is lower
-	maxDrain  = 64       // reads until the faults that they brought are served
+	pushChunk = 64 << 10         // bytes that are pushed between two looks for faults
+	sampleOf  = 64               // one in so many pages of a working set is held back,
+	maxSample = 16               // of a large one about so many: each costs a fault
+	pushNicer = 10               // by which the nice value of who pushes is lower,
+	hurryTime = 10 * time.Second // for so long at most
+	maxDrain  = 64               // reads until the faults that they brought are served
 	// memoryWait is how long the host may be out of memory before a VM whose page
 	// cannot be had is ended.
 	memoryWait = time.Second
@@ -91,8 +92,9 @@ func (g *guest) serve(ctx context.Context) error {
 		calm = hurry()
 	}
 	wait := time.Duration(0)
+	began := time.Now()
 	for {
-		if g.push == nil {
+		if g.push == nil || time.Since(began) > hurryTime {
 			calm()
 			calm = func() {}
 		}
@@ -129,7 +131,7 @@ func (g *guest) serve(ctx context.Context) error {
 // hurry has the scheduler prefer this goroutine's thread until calm is called, where
 // that is allowed: where CPUs are few, the VM runs in the midst of the push, and each
 // page that it is ahead of costs a fault. Faults are served as ever. How long a VM
-// makes those last is up to the VM; the push is bounded.
+// makes those last is up to the VM, so that this is bounded (hurryTime).
 func hurry() (calm func()) {
 	runtime.LockOSThread()
 	thread := unix.Gettid()
