@@ -50,8 +50,10 @@ or Ctrl-C; the VMs that are left then end, for they cannot go on.
 The pages that the first VM asks for while it starts are recorded, until it is ready
 but for at most 30 seconds, and kept with the snapshot; they are pushed to the next
 VMs before these ask. What it asks for in the three seconds after that, as to answer
-for the first time, is added unless it has ended. Pages that are given out are copies: clones with --memory
-file, which share what they have not written, take less memory.`,
+for the first time, is added unless it has ended.
+
+Pages that are given out are copies: clones with --memory file, which share what
+they have not written, take less memory.`,
 		Example: `  fcvm memory-server warm
   fcvm memory-server -d --keep warm
   fcvm memory-server ls

@@ -77,7 +77,8 @@ of them took at most, from when the server knew of one until the page was there.
 AROUND are pages that came along as neighbours, PUSHED those of the working set
 that came before the VM asked. USED says how many of these the VM needed: an estimate,
 since nothing can see that; one page in 64, or about 16 of many, is held back, and
-counts as used if the VM asks for it. ZERO are pages of zeros, which take no memory; REMOVED were given back.`,
+counts as used if the VM asks for it. ZERO are pages of zeros, which take no memory;
+REMOVED were given back.`,
 		Example: `  fcvm memory-server stats warm
   fcvm memory-server stats warm --format json`,
 		Args:              one("snapshot"),
