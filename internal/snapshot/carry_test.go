@@ -166,18 +166,8 @@ func TestPartsOfHostileArchives(t *testing.T) {
 		"a huge one":      one(func(p *Part) { p.File.Size, p.File.Data = maxFile+1, 1 }),
 		"less data":       one(func(p *Part) { p.File.Data = 1 }),
 		"other contents":  one(func(p *Part) { p.File.Digest = digestPrefix + "0" }),
-		"a changed byte": func(name string, b []byte) []byte {
-			if name == data {
-				b[0]++
-			}
-			return b
-		},
-		"a longer one": func(name string, b []byte) []byte {
-			if name == data {
-				b = append(b, 1)
-			}
-			return b
-		},
+		"a changed byte":  inEntry(data, func(b []byte) []byte { b[0]++; return b }),
+		"a longer one":    inEntry(data, func(b []byte) []byte { return append(b, 1) }),
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir, k := t.TempDir(), new(taker)
@@ -226,4 +216,14 @@ func rewritten(t *testing.T, archive []byte, change func(name string, b []byte) 
 		t.Fatal(err)
 	}
 	return out.Bytes()
+}
+
+// inEntry changes one entry of an archive and leaves the others.
+func inEntry(entry string, change func(b []byte) []byte) func(name string, b []byte) []byte {
+	return func(name string, b []byte) []byte {
+		if name == entry {
+			return change(b)
+		}
+		return b
+	}
 }

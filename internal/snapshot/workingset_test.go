@@ -113,18 +113,8 @@ func TestWorkingSetsOfHostileArchives(t *testing.T) {
 		"of many TiB":    manifest(func(f *File) { f.Size, f.Data = maxFile, maxFile }),
 		"other contents": manifest(func(f *File) { f.Digest = digestPrefix + "0" }),
 		"another size":   manifest(func(f *File) { f.Size++ }),
-		"a changed byte": func(name string, b []byte) []byte {
-			if name == data {
-				b[0]++
-			}
-			return b
-		},
-		"a longer one": func(name string, b []byte) []byte {
-			if name == data {
-				b = append(b, 1)
-			}
-			return b
-		},
+		"a changed byte": inEntry(data, func(b []byte) []byte { b[0]++; return b }),
+		"a longer one":   inEntry(data, func(b []byte) []byte { return append(b, 1) }),
 	} {
 		leavesNothing(t, name, rewritten(t, archive, change))
 	}
