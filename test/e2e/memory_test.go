@@ -85,6 +85,7 @@ func TestClonesFromAMemoryServer(t *testing.T) {
 		t.Errorf("of a working set of %d pages %d have arrived", here, there)
 	}
 	fcvm(t, "memory-server", "stop", "travelled").want(t, 0, "")
+	fcvm(t, "snapshot", "rm", "travelled").want(t, 0, "travelled\n")
 
 	fcvm(t, "memory-server", "stop", "warm").wantError(t, 125, "2 VMs have their memory", "--force")
 	if err := syscall.Kill(server, syscall.SIGKILL); err != nil {
