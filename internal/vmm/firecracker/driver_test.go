@@ -52,7 +52,7 @@ func TestProbe(t *testing.T) {
 
 func TestNotInstalled(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
-	d := New("", kvm.Look, nil)
+	d := New("", func() kvm.Result { return kvm.Result{RunsGuest: true} }, nil)
 	if a := d.Probe(t.Context()); a.Usable || a.Remedy == "" {
 		t.Errorf("%+v", a)
 	}
