@@ -131,21 +131,7 @@ func TestPartsOfHostileArchives(t *testing.T) {
 	snap, archive := carrying(t, New(t.TempDir()))
 	defer snap.Release()
 	list := func(change func(p []Part) []Part) func(name string, b []byte) []byte {
-		return func(name string, b []byte) []byte {
-			if name != partsName {
-				return b
-			}
-			var l partList
-			if err := json.Unmarshal(b, &l); err != nil {
-				t.Fatal(err)
-			}
-			l.Parts = change(l.Parts)
-			out, err := json.Marshal(l)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return out
-		}
+		return inJSON(t, partsName, func(l *partList) { l.Parts = change(l.Parts) })
 	}
 	one := func(change func(p *Part)) func(name string, b []byte) []byte {
 		return list(func(p []Part) []Part { change(&p[0]); return p })
@@ -216,6 +202,22 @@ func rewritten(t *testing.T, archive []byte, change func(name string, b []byte) 
 		t.Fatal(err)
 	}
 	return out.Bytes()
+}
+
+// inJSON changes what one entry of an archive says, and leaves the others.
+func inJSON[T any](t *testing.T, entry string, change func(v *T)) func(name string, b []byte) []byte {
+	return inEntry(entry, func(b []byte) []byte {
+		var v T
+		if err := json.Unmarshal(b, &v); err != nil {
+			t.Fatal(err)
+		}
+		change(&v)
+		out, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	})
 }
 
 // inEntry changes one entry of an archive and leaves the others.

@@ -2,7 +2,6 @@ package snapshot
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"io"
 	"os"
@@ -91,21 +90,7 @@ func TestWorkingSetThatIsRecordedMeanwhile(t *testing.T) {
 func TestWorkingSetsOfHostileArchives(t *testing.T) {
 	archive := withSet(t, []byte("a set"))
 	manifest := func(change func(f *File)) func(name string, b []byte) []byte {
-		return func(name string, b []byte) []byte {
-			if name != manifestName {
-				return b
-			}
-			var m Manifest
-			if err := json.Unmarshal(b, &m); err != nil {
-				t.Fatal(err)
-			}
-			change(&m.Files[slices.IndexFunc(m.Files, isWorkingSet)])
-			out, err := json.Marshal(m)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return out
-		}
+		return inJSON(t, manifestName, func(m *Manifest) { change(&m.Files[slices.IndexFunc(m.Files, isWorkingSet)]) })
 	}
 	const data = WorkingSetName + "/0000000000000000"
 	for name, change := range map[string]func(name string, b []byte) []byte{
