@@ -151,7 +151,7 @@ func (s *Server) ready(l *link) {
 	}
 	s.mu.Unlock()
 	if rec != nil {
-		rec.isReady()
+		rec.setReady()
 	}
 }
 

@@ -55,10 +55,10 @@ func (r *recorder) add(first, n int) bool {
 	return goesOn
 }
 
-// isReady says that the VM has started: what there is, is the working set. The
+// setReady says that the VM has started: what there is, is the working set. The
 // recording goes on for a moment, for what the VM needs to answer whoever it was
 // started for.
-func (r *recorder) isReady() {
+func (r *recorder) setReady() {
 	r.keeping.Lock()
 	defer r.keeping.Unlock()
 	r.mu.Lock()
