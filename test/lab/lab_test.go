@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -33,34 +34,49 @@ func TestStream(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	e, err := stream(&in, &stdout, &stderr)
+	e, err := stream(&in, &stdout, &stderr, 0)
 	if err != nil || e.Code != 7 || stdout.String() != "one two" || stderr.String() != "error" {
 		t.Errorf("%+v, %v, %q, %q", e, err, stdout.String(), stderr.String())
 	}
-	if _, err := stream(bytes.NewReader(nil), &stdout, &stderr); !errors.Is(err, io.EOF) {
+	if _, err := stream(bytes.NewReader(nil), &stdout, &stderr, 0); !errors.Is(err, io.EOF) {
 		t.Errorf("a lab that ends without an exit: %v", err)
 	}
 }
 
-// A lab that says nothing any more is given up, one that does is not.
+// A lab that gives no sign any more is dead; one whose job writes nothing hangs; one
+// whose job does write is neither.
 func TestSilence(t *testing.T) {
-	ours, theirs, err := socketPair()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = errors.Join(ours.Close(), theirs.Close()) }()
 	const limit = 1500 * time.Millisecond
-	go func() {
-		w := agentapi.NewFrameWriter(theirs)
-		for range 6 {
-			time.Sleep(limit / 5)
-			_ = w.Write(agentapi.FrameStdout, []byte("."))
-		}
-	}()
-	var stdout bytes.Buffer
-	_, err = stream(&impatient{ours, limit}, &stdout, io.Discard)
-	if !errors.Is(err, os.ErrDeadlineExceeded) || stdout.String() != "......" {
-		t.Errorf("%v after %q", err, stdout.String())
+	for _, tt := range []struct {
+		name    string
+		frames  []string
+		silence time.Duration
+		want    error
+	}{
+		{"dead", []string{".", "", ".", ".", "."}, 0, os.ErrDeadlineExceeded},
+		{"hangs", []string{".", "", "", "", ""}, limit / 2, errSilent},
+		{"quiet", []string{".", "", "", "", ""}, 0, os.ErrDeadlineExceeded},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			ours, theirs, err := socketPair()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = errors.Join(ours.Close(), theirs.Close()) }()
+			go func() {
+				w := agentapi.NewFrameWriter(theirs)
+				for _, f := range tt.frames {
+					time.Sleep(limit / 5)
+					_ = w.Write(agentapi.FrameStdout, []byte(f))
+				}
+			}()
+			var stdout bytes.Buffer
+			_, err = stream(&impatient{ours, limit}, &stdout, io.Discard, tt.silence)
+			if want := strings.Join(tt.frames, ""); !errors.Is(err, tt.want) || stdout.String() != want {
+				t.Errorf("%v after %q, want %v after %q", err, stdout.String(), tt.want, want)
+			}
+		})
 	}
 }
 

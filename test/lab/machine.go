@@ -29,6 +29,10 @@ const (
 	fdPort       = 3
 	consoleLines = 25 // shown when the lab fails
 	allLines     = 1 << 20
+
+	// deadAfter is how long a lab may send nothing, not even a beat: it boots in
+	// some seconds, and a busy host may leave it without a CPU for a while.
+	deadAfter = 30 * labapi.Beat
 )
 
 // lab is a machine to be.
@@ -105,7 +109,7 @@ func (l *lab) run(ctx context.Context, work string) (int, error) {
 	}()
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
-	exit, err := stream(&impatient{conn, l.silence}, os.Stdout, os.Stderr)
+	exit, err := stream(&impatient{conn, deadAfter}, os.Stdout, os.Stderr, l.silence)
 	switch {
 	case ctx.Err() != nil:
 		return 0, context.Cause(ctx)
@@ -141,34 +145,40 @@ func (l *lab) console(work string) string {
 	return strings.Join(vmm.Tail(filepath.Join(work, consoleName), consoleLines), "\n  ")
 }
 
-// impatient is a connection that is closed by a long silence: a kernel that has
+// impatient is a connection that is given up after a long silence: a kernel that has
 // died may hold its machine for ever.
 type impatient struct {
 	net.Conn
-	limit time.Duration // 0: none
+	limit time.Duration
 }
 
 func (i *impatient) Read(p []byte) (int, error) {
-	if i.limit == 0 {
-		return i.Conn.Read(p)
-	}
 	if err := i.SetReadDeadline(time.Now().Add(i.limit)); err != nil {
 		return 0, err
 	}
 	n, err := i.Conn.Read(p)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		err = fmt.Errorf("nothing came for %s: %w", i.limit, err)
+		err = fmt.Errorf("the lab is dead: no sign of it for %s: %w", i.limit, err)
 	}
 	return n, err
 }
 
-// stream passes on frames until the job's exit.
-func stream(r io.Reader, stdout, stderr io.Writer) (agentapi.Exit, error) {
-	frames := agentapi.NewFrameReader(r)
+// errSilent: the lab lives, and its job hangs.
+var errSilent = errors.New("the job hangs")
+
+// stream passes on frames until the job's exit, or until the job has written nothing
+// for the time of silence. With 0 it may be as quiet as it likes.
+func stream(r io.Reader, stdout, stderr io.Writer, silence time.Duration) (agentapi.Exit, error) {
+	frames, wrote := agentapi.NewFrameReader(r), time.Now()
 	for {
 		t, p, err := frames.Next()
 		if err != nil {
 			return agentapi.Exit{}, fmt.Errorf("read from the lab: %w", err)
+		}
+		if len(p) > 0 {
+			wrote = time.Now()
+		} else if silence != 0 && time.Since(wrote) > silence {
+			return agentapi.Exit{}, fmt.Errorf("%w: it has written nothing for %s", errSilent, silence)
 		}
 		switch t {
 		case agentapi.FrameStdout:

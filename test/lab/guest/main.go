@@ -51,6 +51,7 @@ func run() error {
 		return err
 	}
 	out := &output{w: agentapi.NewFrameWriter(port)}
+	go out.beat()
 	code, err := runJob(out)
 	if err != nil {
 		return out.exit(agentapi.Exit{Code: failedCode, Error: err.Error(), Failed: true})
@@ -134,6 +135,13 @@ func (o *output) say(j labapi.Job, what string) {
 	}
 	line := fmt.Sprintf("lab: %7.2f s: %s\n", float64(now.Nano())/1e9, what)
 	_ = o.write(agentapi.FrameStderr, []byte(line)) // the exit frame will fail, too
+}
+
+// beat tells the host that the lab lives, as long as it does.
+func (o *output) beat() {
+	for o.write(agentapi.FrameStderr, nil) == nil {
+		time.Sleep(labapi.Beat)
+	}
 }
 
 func (o *output) exit(e agentapi.Exit) error {

@@ -3,7 +3,10 @@
 // exit come back as frames (package agentapi) on a virtio-serial port.
 package labapi
 
-import "os"
+import (
+	"os"
+	"time"
+)
 
 // PortName is the virtio-serial port's.
 const PortName = "fcvm.lab"
@@ -26,6 +29,9 @@ const (
 	WorkDir    = PayloadDir + "/work" // the job's working directory
 	DataDir    = "/var/lib/fcvm"
 )
+
+// Beat is how often the lab says that it lives, by an empty frame of stderr.
+const Beat = 5 * time.Second
 
 // UserID is the ordinary user's.
 const UserID = 1000

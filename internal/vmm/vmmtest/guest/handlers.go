@@ -178,6 +178,10 @@ func linkUp() error {
 	return errors.Join(err, c.Close())
 }
 
+// mmds keeps no connection: after a restore the service is another one, which resets
+// those that it did not accept itself.
+var mmds = http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+
 // metadata asks the metadata service as the agent does.
 func metadata(r *http.Request) (testapi.Metadata, error) {
 	token, _, err := ask(r, http.MethodPut, "/latest/api/token", http.Header{"X-metadata-token-ttl-seconds": {"60"}})
@@ -195,7 +199,7 @@ func ask(r *http.Request, method, path string, h http.Header) ([]byte, int, erro
 		return nil, 0, err
 	}
 	req.Header = h
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := mmds.Do(req)
 	if err != nil {
 		return nil, 0, fmt.Errorf("ask the metadata service: %w", err)
 	}
