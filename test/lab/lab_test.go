@@ -162,6 +162,29 @@ func TestCacheGet(t *testing.T) {
 	}
 }
 
+// A program is changed where it is known, and nowhere else.
+func TestPatch(t *testing.T) {
+	p := patch{before: "before", old: "old", new: "new", after: "after"}
+	for content, want := range map[string]string{
+		"_old_beforeoldafter_":              "_old_beforenewafter_",
+		"another build":                     "another build",
+		"beforeoldafter and beforeoldafter": "beforeoldafter and beforeoldafter",
+	} {
+		path := filepath.Join(t.TempDir(), "program")
+		if err := os.WriteFile(path, []byte(content), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		mended, err := p.apply(path)
+		got, _ := os.ReadFile(path)
+		if err != nil || string(got) != want || mended != (want != content) {
+			t.Errorf("%q became %q (%t, %v)", content, got, mended, err)
+		}
+	}
+	if len(vmrunFault.old) != len(vmrunFault.new) {
+		t.Error("the instructions differ in length")
+	}
+}
+
 func TestParse(t *testing.T) {
 	t.Setenv("FCVM_FIRECRACKER", "/opt/firecracker")
 	o, err := parse([]string{"-user", "-copy", "a", "-copy", "b", "-cache", "c", "--", "prog", "-x"})

@@ -84,7 +84,7 @@ func parse(args []string) (options, error) {
 	f.StringVar(&o.qemu, "qemu", os.Getenv("FCVM_LAB_QEMU"), "`path` of a new enough QEMU; default: on the PATH, else fetched")
 	f.StringVar(&o.cache, "cache", os.Getenv("FCVM_LAB_CACHE"), "`directory` for what is built once; default: the user's cache")
 	f.BoolVar(&o.user, "user", false, "run the program as an ordinary user")
-	f.IntVar(&o.cpus, "cpus", 2, "the lab's `number` of CPUs, or $FCVM_LAB_CPUS: with 1 it loses fewer guests, and takes twice as long")
+	f.IntVar(&o.cpus, "cpus", 1, "the lab's `number` of CPUs, or $FCVM_LAB_CPUS: with 2 it takes half the time, and loses more guests")
 	f.IntVar(&o.memory, "mem", 3000, "the lab's memory, `MiB`")
 	f.DurationVar(&o.timeout, "timeout", 30*time.Minute, "give up after this `time`")
 	f.DurationVar(&o.silence, "silence", 0, "give up when the program has written nothing for this `time`; 0: never")
