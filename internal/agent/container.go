@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -45,6 +45,9 @@ type engine struct {
 	id func() (string, error)
 	// userFiles is where the hosts, hostname and resolv.conf of a container lie.
 	userFiles func(id string) string
+	// monitor is where what stays with a container is found; nil: the command itself
+	// stays.
+	monitor func(id string) monitorFiles
 
 	runtime string // the OCI runtime's program
 	state   string // where it keeps a directory for each container
@@ -55,6 +58,7 @@ func newPodman() engine {
 	return engine{
 		command: podmanCommand, firstPID: startedPID, id: containerID,
 		userFiles: func(id string) string { return filepath.Join(podmanFiles, id, "userdata") },
+		monitor:   podmanMonitor,
 		runtime:   "/usr/bin/crun", state: runtimeState, entries: runDir + "/exec",
 	}
 }
@@ -66,17 +70,19 @@ type container struct {
 	session *session
 	ended   chan struct{} // closed when Podman has ended
 	watched chan struct{} // closed when pid is known, or known to come never
+	left    chan struct{} // closed when monitor is known, or known to come never
 
 	mu      sync.Mutex
 	started bool
-	pid     int // of the first process; 0: there is or was none
-	pidfd   int // of it; -1 when it does not run
+	pid     int      // of the first process; 0: there is or was none
+	pidfd   int      // of it; -1 when it does not run
+	monitor *monitor // knows how the container ends; nil: Podman does
 }
 
 func newContainer(a *agent) *container {
 	c := &container{
 		agent: a, engine: newPodman(), pidfd: -1,
-		ended: make(chan struct{}), watched: make(chan struct{}),
+		ended: make(chan struct{}), watched: make(chan struct{}), left: make(chan struct{}),
 	}
 	c.session = newSession(func(sig syscall.Signal) { _ = c.signal(int(sig)) })
 	return c
@@ -125,6 +131,11 @@ func (c *container) launch(spec *agentapi.Container) error {
 		io.close()
 		return err
 	}
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	pidfd := -1
+	cmd.SysProcAttr.PidFD = &pidfd
 	child, err := c.agent.spawn.start(cmd)
 	io.started()
 	if err != nil {
@@ -133,19 +144,36 @@ func (c *container) launch(spec *agentapi.Container) error {
 	}
 	release := sync.OnceFunc(func() { close(stderr.hold) })
 	go func() {
-		defer close(c.watched)
-		if c.watch() && !spec.TTY {
+		ran := c.watch()
+		if ran && !spec.TTY {
 			release()
 		}
+		close(c.watched)
+		if ran && !spec.TTY {
+			c.leave(pidfd)
+		}
+		close(c.left)
+		_ = unix.Close(pidfd)
 	}()
 	go c.supervise(io, func() agentapi.Exit {
 		ws := <-child.done
 		close(c.ended)
-		<-c.watched
+		<-c.left
 		defer release()
-		return c.exit(exitCode(ws), stderr)
+		return c.exit(c.code(ws), stderr)
 	})
 	return nil
+}
+
+// code is the exit code of the container, or of the Podman that could not start it.
+func (c *container) code(podman syscall.WaitStatus) int {
+	c.mu.Lock()
+	m, first := c.monitor, c.pidfd
+	c.mu.Unlock()
+	if m == nil {
+		return exitCode(podman)
+	}
+	return m.wait(first)
 }
 
 // podmanErrors returns the stream that Podman's own messages come by. It is
@@ -205,11 +233,10 @@ func (c *container) watch() bool {
 // started: the runtime makes a process, Podman's monitor writes its id, and
 // it waits at a FIFO, which the runtime removes, for the order to go on.
 func startedPID() (pid int, near bool) {
-	b, err := os.ReadFile(pidFile)
-	if err != nil {
+	pid, err := readInt(pidFile)
+	if errors.Is(err, fs.ErrNotExist) {
 		return 0, false
 	}
-	pid, err = strconv.Atoi(strings.TrimSpace(string(b)))
 	if err != nil || pid <= 0 {
 		return 0, true
 	}

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -21,7 +22,14 @@ const (
 
 	// podmanFiles is where Podman keeps what it mounts into containers.
 	podmanFiles = "/run/containers/storage/overlay-containers"
+
+	// podmanExits is where Podman has conmon note how containers end (--exit-dir).
+	podmanExits = "/run/libpod/exits"
 )
+
+func podmanMonitor(id string) monitorFiles {
+	return monitorFiles{pid: filepath.Join(podmanFiles, id, "userdata", "conmon.pid"), exit: filepath.Join(podmanExits, id)}
+}
 
 // podmanCommand prepares a run of Podman.
 func podmanCommand(c *agentapi.Container) (*exec.Cmd, error) {
@@ -48,8 +56,9 @@ func podmanRun(c *agentapi.Container, root string) *exec.Cmd {
 		f.add("--tty", "--log-driver=none", "--detach-keys=")
 	} else {
 		// The container writes to the agent's pipes itself: nothing is
-		// copied, split or reordered on the way.
-		f.add("--log-driver=passthrough")
+		// copied, split or reordered on the way. The signal that Podman is to
+		// end by is its own: see leave.
+		f.add("--log-driver=passthrough", "--sig-proxy=false")
 	}
 	f.set("name", c.Name)
 	f.on("interactive", c.Interactive)

@@ -1,0 +1,160 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// noteTime is how long the monitor may take to note how a container ended.
+	noteTime = 30 * time.Second
+
+	// leaveAfter is how long Podman is left to note for itself that the container
+	// runs, which is for those who ask it in the guest.
+	leaveAfter = 250 * time.Millisecond
+
+	// lostCode is the exit code of a container that nobody knows the end of, as
+	// Docker has it.
+	lostCode = 255
+)
+
+// monitorFiles are what conmon and this agent know each other by.
+type monitorFiles struct {
+	pid  string // conmon's process id
+	exit string // the container's exit code, in digits, from its end on
+}
+
+// monitor is conmon, which stays with the container that Podman has had it start.
+type monitor struct {
+	pidfd int
+	exit  string // file
+}
+
+func openMonitor(f monitorFiles) (*monitor, error) {
+	pid, err := readInt(f.pid)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open process %d: %w", pid, err)
+	}
+	return &monitor{fd, f.exit}, nil
+}
+
+// leave ends Podman once the container runs. All that it would do is to look four
+// times a second whether the container still runs, for as long as it does: in each
+// clone, with a start of its runtime's threads each time, and some 30 MiB of memory.
+// conmon notes how the container ends. Where it cannot be found, Podman stays.
+//
+// That takes a container that has the agent's own pipes; what is written to a
+// terminal comes by Podman.
+func (c *container) leave(podman int) {
+	if c.engine.monitor == nil || podman < 0 {
+		return
+	}
+	select {
+	case <-c.ended:
+		return
+	case <-time.After(leaveAfter):
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.pidfd < 0 { // it was over before it was seen
+		return
+	}
+	id, err := c.engine.id()
+	if err != nil {
+		return
+	}
+	m, err := openMonitor(c.engine.monitor(id))
+	if err != nil {
+		slog.Warn("Podman stays with the container", "error", err)
+		return
+	}
+	if err := unix.PidfdSendSignal(podman, unix.SIGTERM, nil, 0); err != nil {
+		_ = unix.Close(m.pidfd)
+		return
+	}
+	c.monitor = m
+}
+
+// wait returns the exit code of the container whose first process is first, a pidfd,
+// once it has ended. Without its monitor a container is lost: it is killed.
+func (m *monitor) wait(first int) int {
+	defer func() { _ = unix.Close(m.pidfd) }()
+	gone, err := waitGone(-1, first, m.pidfd)
+	if err != nil {
+		slog.Error("wait for the container", "error", err)
+	}
+	if gone != first {
+		if code, ok := m.code(); ok {
+			return code
+		}
+		_ = unix.PidfdSendSignal(first, unix.SIGKILL, nil, 0)
+		return lostCode
+	}
+	for end := time.Now().Add(noteTime); time.Now().Before(end); {
+		// Before the look: what is not noted by its end never will be.
+		gone, _ := waitGone(2*time.Millisecond, m.pidfd)
+		if code, ok := m.code(); ok {
+			return code
+		}
+		if gone == m.pidfd {
+			break
+		}
+	}
+	slog.Error("the container's monitor has not noted its exit code")
+	return lostCode
+}
+
+// code is what conmon has noted: it writes the file in one piece.
+func (m *monitor) code() (int, bool) {
+	code, err := readInt(m.exit)
+	return code & 0xff, err == nil
+}
+
+// readInt reads a file that holds a number in decimal digits.
+func readInt(path string) (int, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		return 0, fmt.Errorf("read %s: %w", path, err)
+	}
+	return n, nil
+}
+
+// waitGone waits until one of the processes has ended, and returns its pidfd; or -1
+// when the limit is over, of which -1 is none.
+func waitGone(limit time.Duration, pidfds ...int) (int, error) {
+	fds := make([]unix.PollFd, len(pidfds))
+	for i, fd := range pidfds {
+		fds[i] = unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}
+	}
+	ms := -1
+	if limit >= 0 {
+		ms = int(limit.Milliseconds())
+	}
+	for {
+		_, err := unix.Poll(fds, ms)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		for i, f := range fds {
+			if err == nil && f.Revents != 0 {
+				return pidfds[i], nil
+			}
+		}
+		return -1, err
+	}
+}
