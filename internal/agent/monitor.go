@@ -150,9 +150,9 @@ func waitGone(limit time.Duration, pidfds ...int) (int, error) {
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
-		for i, f := range fds {
+		for _, f := range fds {
 			if err == nil && f.Revents != 0 {
-				return pidfds[i], nil
+				return int(f.Fd), nil
 			}
 		}
 		return -1, err
