@@ -89,7 +89,7 @@ func (c *container) leave(podman int) {
 // wait returns the exit code of the container whose first process is first, a pidfd,
 // once it has ended. Without its monitor a container is lost: it is killed.
 func (m *monitor) wait(first int) int {
-	defer func() { _ = unix.Close(m.pidfd) }()
+	defer m.end()
 	gone, err := waitGone(-1, first, m.pidfd)
 	if err != nil {
 		slog.Error("wait for the container", "error", err)
@@ -113,6 +113,13 @@ func (m *monitor) wait(first int) int {
 	}
 	slog.Error("the container's monitor has not noted its exit code")
 	return lostCode
+}
+
+// end kills conmon. What it would do next is to have a Podman clean up after the
+// container, on a machine that is about to be switched off.
+func (m *monitor) end() {
+	_ = unix.PidfdSendSignal(m.pidfd, unix.SIGKILL, nil, 0)
+	_ = unix.Close(m.pidfd)
 }
 
 // code is what conmon has noted: it writes the file in one piece.

@@ -113,7 +113,7 @@ func TestWaitForNote(t *testing.T) {
 		monitor string
 		want    int
 	}{
-		"late":    {"sleep 0.3; echo 9 >exit.new; mv exit.new exit", 9},
+		"late":    {"sleep 0.3; echo 9 >exit.new; mv exit.new exit; exec sleep 1000", 9},
 		"lost":    {"echo -1 >exit", 255},
 		"never":   {"exit 0", lostCode},
 		"garbage": {"echo x >exit", lostCode},
