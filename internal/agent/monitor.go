@@ -79,10 +79,15 @@ func (c *container) leave(podman int) {
 		slog.Warn("Podman stays with the container", "error", err)
 		return
 	}
-	if err := unix.PidfdSendSignal(podman, unix.SIGTERM, nil, 0); err != nil {
+	// A Podman that has seen the end of the container takes away what conmon has
+	// noted, and has the exit code itself: so it sees none while this looks for one.
+	_ = unix.PidfdSendSignal(podman, unix.SIGSTOP, nil, 0)
+	if gone, err := waitGone(0, c.pidfd); gone >= 0 || err != nil {
+		_ = unix.PidfdSendSignal(podman, unix.SIGCONT, nil, 0)
 		_ = unix.Close(m.pidfd)
 		return
 	}
+	_ = unix.PidfdSendSignal(podman, unix.SIGKILL, nil, 0)
 	c.monitor = m
 }
 

@@ -15,7 +15,7 @@ import (
 )
 
 // monitoredEngine is a fakeEngine whose command, like Podman, has a monitor start the
-// container, and waits for its end. Its file "podman" is there as long as it runs.
+// container, waits for its end, and then takes away what the monitor has noted.
 func monitoredEngine(t *testing.T) engine {
 	t.Helper()
 	e := fakeEngine(t)
@@ -29,8 +29,8 @@ func monitoredEngine(t *testing.T) engine {
 			"$@" & echo $! >$dir/pid.new; mv $dir/pid.new $dir/pid
 			wait $!; echo $? >$dir/exit.new; mv $dir/exit.new $dir/exit' sh "$@" </dev/null &
 		echo $$ >$dir/podman
-		trap "rm $dir/podman; exit 1" TERM
-		while [ ! -e $dir/exit ]; do sleep 0.02; done; rm $dir/podman; exit $(cat $dir/exit)`
+		while [ ! -e $dir/exit ]; do sleep 0.02; done
+		code=$(cat $dir/exit); rm $dir/exit; sleep 0.5; exit $code`
 	e.command = func(c *agentapi.Container) (*exec.Cmd, error) {
 		return exec.Command("/bin/sh", append([]string{"-c", script, "sh"}, c.Args...)...), nil
 	}
@@ -49,11 +49,16 @@ func newMonitoredGuest(t *testing.T, script string) (g *guest, dir string, b *ba
 	return g, filepath.Dir(e.monitor("").pid), b
 }
 
-func waitNoPodman(t *testing.T, dir string) {
+// waitNoProcess waits for the end of the process whose id is in the file.
+func waitNoProcess(t *testing.T, file string) {
 	t.Helper()
-	eventually(t, "Podman's end", func() bool {
-		_, err := os.Stat(filepath.Join(dir, "podman"))
-		return os.IsNotExist(err)
+	pid, err := readInt(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "end of "+filepath.Base(file), func() bool {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		return err != nil || strings.Contains(string(b), ") Z ")
 	})
 }
 
@@ -62,7 +67,7 @@ func waitNoPodman(t *testing.T, dir string) {
 func TestPodmanLeaves(t *testing.T) {
 	g, dir, b := newMonitoredGuest(t, "trap 'echo bye; exit 7' USR1; echo ready; while :; do sleep 0.02; done")
 	b.out.wait(t, "ready")
-	waitNoPodman(t, dir)
+	waitNoProcess(t, filepath.Join(dir, "podman"))
 	if err := g.client.Signal(t.Context(), int(unix.SIGUSR1)); err != nil {
 		t.Error(err)
 	}
@@ -72,12 +77,17 @@ func TestPodmanLeaves(t *testing.T) {
 	}
 }
 
-// A container that is over before Podman has left is one, too.
+// A Podman that is about to leave stays when the container has ended meanwhile.
 func TestContainerEndsBeforePodmanLeaves(t *testing.T) {
-	_, _, b := newMonitoredGuest(t, "sleep 0.1; exit 8")
-	b.wait(t)
-	if b.exit != (agentapi.Exit{Code: 8}) {
-		t.Errorf("%+v", b.exit)
+	for _, life := range []string{"0.1", "0.2", "0.24", "0.25", "0.26", "0.3"} {
+		t.Run(life, func(t *testing.T) {
+			t.Parallel()
+			_, _, b := newMonitoredGuest(t, "sleep "+life+"; exit 8")
+			b.wait(t)
+			if b.exit != (agentapi.Exit{Code: 8}) {
+				t.Errorf("%+v", b.exit)
+			}
+		})
 	}
 }
 
@@ -85,11 +95,7 @@ func TestContainerEndsBeforePodmanLeaves(t *testing.T) {
 func TestMonitorKilled(t *testing.T) {
 	_, dir, b := newMonitoredGuest(t, "echo ready; exec sleep 1000")
 	b.out.wait(t, "ready")
-	waitNoPodman(t, dir)
-	first, err := readInt(filepath.Join(dir, "pid"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	waitNoProcess(t, filepath.Join(dir, "podman"))
 	monitor, err := readInt(filepath.Join(dir, "monitor"))
 	if err != nil {
 		t.Fatal(err)
@@ -101,10 +107,7 @@ func TestMonitorKilled(t *testing.T) {
 	if b.exit != (agentapi.Exit{Code: lostCode}) {
 		t.Errorf("%+v", b.exit)
 	}
-	eventually(t, "container's end", func() bool {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", first))
-		return err != nil || strings.Contains(string(b), ") Z ")
-	})
+	waitNoProcess(t, filepath.Join(dir, "pid"))
 }
 
 // What the monitor notes only after a while is waited for, what it never notes is not.

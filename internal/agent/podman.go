@@ -56,9 +56,8 @@ func podmanRun(c *agentapi.Container, root string) *exec.Cmd {
 		f.add("--tty", "--log-driver=none", "--detach-keys=")
 	} else {
 		// The container writes to the agent's pipes itself: nothing is
-		// copied, split or reordered on the way. The signal that Podman is to
-		// end by is its own: see leave.
-		f.add("--log-driver=passthrough", "--sig-proxy=false")
+		// copied, split or reordered on the way.
+		f.add("--log-driver=passthrough")
 	}
 	f.set("name", c.Name)
 	f.on("interactive", c.Interactive)

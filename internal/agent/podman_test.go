@@ -47,7 +47,7 @@ func TestPodmanFlags(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			tc.c.Args = []string{"--odd", "-c", "x"}
 			tail := []string{"--rootfs", "/run/fcvm/image/rootfs:O", "--odd", "-c", "x"}
-			want := slices.Concat(common, []string{"--log-driver=passthrough", "--sig-proxy=false"}, tc.want, tail)
+			want := slices.Concat(common, []string{"--log-driver=passthrough"}, tc.want, tail)
 			if diff := cmp.Diff(want, podmanRun(&tc.c, imageRoot+":O").Args); diff != "" {
 				t.Error(diff)
 			}
