@@ -57,9 +57,8 @@ type engine struct {
 func newPodman() engine {
 	return engine{
 		command: podmanCommand, firstPID: startedPID, id: containerID,
-		userFiles: func(id string) string { return filepath.Join(podmanFiles, id, "userdata") },
-		monitor:   podmanMonitor,
-		runtime:   "/usr/bin/crun", state: runtimeState, entries: runDir + "/exec",
+		userFiles: podmanUserFiles, monitor: podmanMonitor,
+		runtime: "/usr/bin/crun", state: runtimeState, entries: runDir + "/exec",
 	}
 }
 
@@ -144,12 +143,12 @@ func (c *container) launch(spec *agentapi.Container) error {
 	}
 	release := sync.OnceFunc(func() { close(stderr.hold) })
 	go func() {
-		ran := c.watch()
-		if ran && !spec.TTY {
+		needless := c.watch() && !spec.TTY // Podman, from here on
+		if needless {
 			release()
 		}
 		close(c.watched)
-		if ran && !spec.TTY {
+		if needless {
 			c.leave(pidfd)
 		}
 		close(c.left)
@@ -233,11 +232,11 @@ func (c *container) watch() bool {
 // started: the runtime makes a process, Podman's monitor writes its id, and
 // it waits at a FIFO, which the runtime removes, for the order to go on.
 func startedPID() (pid int, near bool) {
-	pid, err := readInt(pidFile)
+	pid, err := readPID(pidFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, false
 	}
-	if err != nil || pid <= 0 {
+	if err != nil {
 		return 0, true
 	}
 	if fifos, err := filepath.Glob(runtimeState + "/*/exec.fifo"); err != nil || len(fifos) > 0 {

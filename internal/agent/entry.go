@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -236,13 +235,12 @@ func (e *entry) watch() {
 }
 
 func readPID(path string) (int, error) {
-	b, err := os.ReadFile(path)
+	pid, err := readInt(path)
+	if err == nil && pid <= 1 {
+		err = fmt.Errorf("no process id in %s: %d", path, pid)
+	}
 	if err != nil {
 		return 0, err
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
-	if err != nil || pid <= 1 {
-		return 0, fmt.Errorf("no process id in %s: %q", path, b)
 	}
 	return pid, nil
 }

@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -174,14 +173,15 @@ func fakeEngine(t *testing.T) engine {
 			start := "echo $$ >" + pidFile + ".new; mv " + pidFile + ".new " + pidFile + "; exec \"$@\""
 			return exec.Command("/bin/sh", append([]string{"-c", start, "sh"}, c.Args...)...), nil
 		},
-		firstPID: func() (int, bool) {
-			b, err := os.ReadFile(pidFile)
-			if err != nil {
-				return 0, false
-			}
-			pid, _ := strconv.Atoi(strings.TrimSpace(string(b)))
-			return pid, true
-		},
+		firstPID: pidIn(pidFile),
+	}
+}
+
+// pidIn is an engine's firstPID that reads a file.
+func pidIn(path string) func() (int, bool) {
+	return func() (int, bool) {
+		pid, err := readPID(path)
+		return pid, err == nil
 	}
 }
 

@@ -38,7 +38,7 @@ type monitor struct {
 }
 
 func openMonitor(f monitorFiles) (*monitor, error) {
-	pid, err := readInt(f.pid)
+	pid, err := readPID(f.pid)
 	if err != nil {
 		return nil, err
 	}
@@ -95,20 +95,12 @@ func (c *container) leave(podman int) {
 // once it has ended. Without its monitor a container is lost: it is killed.
 func (m *monitor) wait(first int) int {
 	defer m.end()
-	gone, err := waitGone(-1, first, m.pidfd)
-	if err != nil {
+	if _, err := waitGone(-1, first, m.pidfd); err != nil {
 		slog.Error("wait for the container", "error", err)
-	}
-	if gone != first {
-		if code, ok := m.code(); ok {
-			return code
-		}
-		_ = unix.PidfdSendSignal(first, unix.SIGKILL, nil, 0)
-		return lostCode
 	}
 	for end := time.Now().Add(noteTime); time.Now().Before(end); {
 		// Before the look: what is not noted by its end never will be.
-		gone, _ := waitGone(2*time.Millisecond, m.pidfd)
+		gone, _ := waitGone(2, m.pidfd)
 		if code, ok := m.code(); ok {
 			return code
 		}
@@ -116,6 +108,7 @@ func (m *monitor) wait(first int) int {
 			break
 		}
 	}
+	_ = unix.PidfdSendSignal(first, unix.SIGKILL, nil, 0)
 	slog.Error("the container's monitor has not noted its exit code")
 	return lostCode
 }
@@ -147,15 +140,11 @@ func readInt(path string) (int, error) {
 }
 
 // waitGone waits until one of the processes has ended, and returns its pidfd; or -1
-// when the limit is over, of which -1 is none.
-func waitGone(limit time.Duration, pidfds ...int) (int, error) {
+// after so many milliseconds, of which -1 is no limit (poll(2)).
+func waitGone(ms int, pidfds ...int) (int, error) {
 	fds := make([]unix.PollFd, len(pidfds))
 	for i, fd := range pidfds {
 		fds[i] = unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}
-	}
-	ms := -1
-	if limit >= 0 {
-		ms = int(limit.Milliseconds())
 	}
 	for {
 		_, err := unix.Poll(fds, ms)

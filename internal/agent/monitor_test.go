@@ -1,17 +1,15 @@
 package agent
 
 import (
-	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/fcvm/fcvm/internal/agentapi"
+	"github.com/fcvm/fcvm/internal/proc"
 )
 
 // monitoredEngine is a fakeEngine whose command, like Podman, has a monitor start the
@@ -21,7 +19,7 @@ func monitoredEngine(t *testing.T) engine {
 	e := fakeEngine(t)
 	dir := t.TempDir()
 	pid, files := filepath.Join(dir, "pid"), monitorFiles{pid: filepath.Join(dir, "monitor"), exit: filepath.Join(dir, "exit")}
-	e.firstPID = func() (int, bool) { n, err := readInt(pid); return n, err == nil }
+	e.firstPID = pidIn(pid)
 	e.monitor = func(string) monitorFiles { return files }
 	script := `
 		export dir=` + dir + `
@@ -52,13 +50,13 @@ func newMonitoredGuest(t *testing.T, script string) (g *guest, dir string, b *ba
 // waitNoProcess waits for the end of the process whose id is in the file.
 func waitNoProcess(t *testing.T, file string) {
 	t.Helper()
-	pid, err := readInt(file)
+	pid, err := readPID(file)
 	if err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "end of "+filepath.Base(file), func() bool {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		return err != nil || strings.Contains(string(b), ") Z ")
+		st, err := proc.Read(pid)
+		return err != nil || st.State == 'Z'
 	})
 }
 
@@ -96,7 +94,7 @@ func TestMonitorKilled(t *testing.T) {
 	_, dir, b := newMonitoredGuest(t, "echo ready; exec sleep 1000")
 	b.out.wait(t, "ready")
 	waitNoProcess(t, filepath.Join(dir, "podman"))
-	monitor, err := readInt(filepath.Join(dir, "monitor"))
+	monitor, err := readPID(filepath.Join(dir, "monitor"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -27,8 +27,10 @@ const (
 	podmanExits = "/run/libpod/exits"
 )
 
+func podmanUserFiles(id string) string { return filepath.Join(podmanFiles, id, "userdata") }
+
 func podmanMonitor(id string) monitorFiles {
-	return monitorFiles{pid: filepath.Join(podmanFiles, id, "userdata", "conmon.pid"), exit: filepath.Join(podmanExits, id)}
+	return monitorFiles{pid: filepath.Join(podmanUserFiles(id), "conmon.pid"), exit: filepath.Join(podmanExits, id)}
 }
 
 // podmanCommand prepares a run of Podman.

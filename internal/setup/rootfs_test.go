@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fcvm/fcvm/internal/proc"
 	"github.com/fcvm/fcvm/internal/progress"
 	"github.com/fcvm/fcvm/internal/rootfs"
 	"github.com/fcvm/fcvm/internal/setup/preflight"
@@ -184,7 +185,7 @@ while :; do sleep 0.05; done`)
 		t.Fatal(err)
 	}
 	for range 500 {
-		if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err != nil || strings.Contains(string(stat), ") Z ") {
+		if st, err := proc.Read(pid); err != nil || st.State == 'Z' {
 			return
 		}
 		time.Sleep(10 * time.Millisecond)

@@ -53,7 +53,8 @@ func TestSilence(t *testing.T) {
 		silence time.Duration
 		want    error
 	}{
-		{"dead", []string{".", "", ".", ".", "."}, 0, os.ErrDeadlineExceeded},
+		{"dead", []string{".", ".", ".", ".", ".", "."}, 0, os.ErrDeadlineExceeded},
+		{"writes", []string{".", "", ".", "", ".", "", "."}, limit / 2, os.ErrDeadlineExceeded},
 		{"hangs", []string{".", "", "", "", ""}, limit / 2, errSilent},
 		{"quiet", []string{".", "", "", "", ""}, 0, os.ErrDeadlineExceeded},
 	} {
