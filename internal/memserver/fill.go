@@ -31,47 +31,48 @@ func (g *guest) source(page int) source {
 	return fromZeros
 }
 
-// fill delivers those of the pages from first up to end that are missing and
-// not held back, and returns how many. They are in one region.
-func (g *guest) fill(r region, first, end int) (int, error) {
-	if err := g.mem.check(); err != nil { // for holes, which are not read
-		return 0, err
-	}
-	total := 0
-	most := len(g.buf) / int(g.layout.page)
+// piece is neighbouring pages that are about to be delivered.
+type piece struct {
+	r        region
+	first, n int
+	src      []byte // what they have; nil: zeros
+}
+
+// gather appends those of the pages from first up to end that are missing and not
+// held back, with what they have. They are in one region. What it has read is good
+// once g.mem.check has found the file as it was, and until discard: at most as many
+// pages as g.buf has room for.
+func (g *guest) gather(r region, first, end int) error {
 	for p := first; p < end; {
 		from := g.source(p)
 		run := 1
-		for p+run < end && run < most && g.source(p+run) == from {
+		for p+run < end && g.source(p+run) == from {
 			run++
 		}
-		var n int
-		var err error
 		switch from {
+		case fromNowhere:
 		case fromZeros:
-			n, err = g.deliver(r, p, run, nil)
+			g.pieces = append(g.pieces, piece{r: r, first: p, n: run})
 		case fromFile:
-			n, err = g.fillFromFile(r, p, run)
-		}
-		total += n
-		if err != nil {
-			return total, err
+			if err := g.gatherFromFile(r, p, run); err != nil {
+				return err
+			}
 		}
 		p += run
 	}
-	return total, nil
+	return nil
 }
 
-// fillFromFile delivers pages that the file may have something in. Those that
-// are zeros all the same cost no memory either.
-func (g *guest) fillFromFile(r region, first, n int) (int, error) {
+// gatherFromFile appends pages that the file may have something in. Those that are
+// zeros all the same cost no memory either.
+func (g *guest) gatherFromFile(r region, first, n int) error {
 	page := int(g.layout.page)
-	b := g.buf[:n*page]
+	b := g.buf[g.read : g.read+n*page]
 	if err := g.mem.read(b, int64(first)*int64(page)); err != nil {
-		return 0, err
+		return err
 	}
+	g.read += len(b)
 	isZero := func(i int) bool { return bytes.Equal(b[i*page:(i+1)*page], g.zeros) }
-	total := 0
 	for i := 0; i < n; {
 		zero := isZero(i)
 		run := 1
@@ -82,42 +83,57 @@ func (g *guest) fillFromFile(r region, first, n int) (int, error) {
 		if zero {
 			src = nil
 		}
-		done, err := g.deliver(r, first+i, run, src)
-		total += done
+		g.pieces = append(g.pieces, piece{r, first + i, run, src})
+		i += run
+	}
+	return nil
+}
+
+// discard forgets what was gathered.
+func (g *guest) discard() { g.pieces, g.read = g.pieces[:0], 0 }
+
+// fill delivers what was gathered, if the memory file has not changed meanwhile, and
+// returns how many pages that were.
+func (g *guest) fill() (int, error) {
+	if err := g.mem.check(); err != nil {
+		return 0, err
+	}
+	total := 0
+	for _, p := range g.pieces {
+		n, err := g.deliver(p)
+		total += n
 		if err != nil {
 			return total, err
 		}
-		i += run
 	}
 	return total, nil
 }
 
-// deliver puts n pages in place, from src, or zeros if that is nil, and returns
-// how many were missing.
-func (g *guest) deliver(r region, first, n int, src []byte) (int, error) {
+// deliver puts pages in place, and returns how many were missing.
+func (g *guest) deliver(p piece) (int, error) {
 	page := int(g.layout.page)
 	delivered := 0
 	defer func() {
-		if src == nil && g.scale() == 1 && delivered > 0 {
+		if p.src == nil && g.scale() == 1 && delivered > 0 {
 			g.mu.Lock()
 			g.stats.Zero += uint64(delivered)
 			g.mu.Unlock()
 		}
 	}()
-	for i := 0; i < n; {
-		addr := g.layout.address(r, first+i)
+	for i := 0; i < p.n; {
+		addr := g.layout.address(p.r, p.first+i)
 		var done int
 		var err error
 		switch {
-		case src != nil:
-			done, err = g.fd.Copy(addr, src[i*page:])
+		case p.src != nil:
+			done, err = g.fd.Copy(addr, p.src[i*page:])
 		case g.scale() > 1: // there is no huge page of zeros
 			done, err = g.fd.Copy(addr, g.zeros)
 		default:
-			done, err = g.fd.Zero(addr, uint64((n-i)*page))
+			done, err = g.fd.Zero(addr, uint64((p.n-i)*page))
 		}
 		for j := range done / page {
-			g.present.set(first + i + j)
+			g.present.set(p.first + i + j)
 		}
 		delivered += done / page
 		i += done / page
@@ -126,7 +142,7 @@ func (g *guest) deliver(r region, first, n int, src []byte) (int, error) {
 			return delivered, fmt.Errorf("fill a page at %#x: %d bytes of it", addr, done)
 		case errors.Is(err, uffd.ErrExists):
 			// As good as delivered. Somebody may have begun to wait just before.
-			g.present.set(first + i)
+			g.present.set(p.first + i)
 			if err := g.fd.Wake(addr, g.layout.page); err != nil {
 				return delivered, err
 			}

@@ -46,8 +46,10 @@ type guest struct {
 	held    bitmap // the sample that is held back, as long as nobody asks
 	faults  []fault
 	events  [32]uffd.Event
-	buf     []byte
-	zeros   []byte // of one page
+	pieces  []piece // what is about to be delivered,
+	buf     []byte  // the pages of those that were read,
+	read    int     // which take so much of it
+	zeros   []byte  // of one page
 	short   time.Time
 	pushing time.Time
 
@@ -267,7 +269,12 @@ func (g *guest) demand(f fault) error {
 	if g.push != nil && g.push.has(f.page) {
 		g.pushAt = end // the VM is here: what it asks for next is likelier to be near
 	}
-	n, err := g.fill(f.r, first, end)
+	defer g.discard()
+	err := g.gather(f.r, first, end)
+	if err != nil {
+		return err
+	}
+	n, err := g.fill()
 	if n > 0 {
 		g.mu.Lock()
 		g.stats.Around += uint64(n - 1)
@@ -279,49 +286,67 @@ func (g *guest) demand(f fault) error {
 	return err
 }
 
-// pushSome delivers the next chunk of the working set: on from where the VM has
-// last asked for a page of it, and from the start again what is left then.
+// pushSome delivers the next chunk of the working set.
 func (g *guest) pushSome() error {
 	if g.pushing.IsZero() {
 		g.pushing = time.Now()
 	}
-	for budget := max(1, pushChunk/int(g.layout.page)); budget > 0; {
+	defer g.discard()
+	last := false
+	for budget := max(1, pushChunk/int(g.layout.page)); budget > 0 && !last; {
+		n, err := g.gatherPush(budget)
+		if err != nil {
+			return err
+		}
+		budget -= n
+		last = n == 0
+	}
+	n, err := g.fill()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.stats.Pushed += uint64(n)
+	if err != nil {
+		for _, p := range g.pieces {
+			for i := range p.n {
+				g.push.set(p.first + i)
+			}
+		}
+		return err
+	}
+	if last {
+		g.push = nil
+		g.stats.PushMicros = max(1, time.Since(g.pushing).Microseconds())
+	}
+	return nil
+}
+
+// gatherPush takes the next run of the working set, of at most so many pages, and
+// returns how many it has, 0 when nothing is left: on from where the VM has last asked
+// for a page of it, and from the start again what is left then.
+func (g *guest) gatherPush(most int) (int, error) {
+	for {
 		p := g.push.next(g.pushAt)
 		if p < 0 {
 			p = g.push.next(0)
 		}
 		if p < 0 {
-			g.push = nil
-			g.mu.Lock()
-			g.stats.PushMicros = max(1, time.Since(g.pushing).Microseconds())
-			g.mu.Unlock()
-			return nil
+			return 0, nil
 		}
+		g.push.clear(p)
 		g.pushAt = p + 1
 		r, ok := g.layout.of(p)
 		if !ok || g.done(p) || g.sample(p) {
-			g.push.clear(p)
 			continue
 		}
 		_, high := g.layout.span(r)
 		end := p + 1
-		for end < high && end-p < budget && g.push.has(end) && !g.done(end) && !g.sampled(end) {
+		for end < high && end-p < most && g.push.has(end) && !g.done(end) && !g.sampled(end) {
+			g.push.clear(end)
 			end++
 		}
 		g.pushAt = end
-		n, err := g.fill(r, p, end)
-		g.mu.Lock()
-		g.stats.Pushed += uint64(n)
-		g.mu.Unlock()
-		if err != nil {
-			return err // what is missing is still in the set
-		}
-		for i := p; i < end; i++ {
-			g.push.clear(i)
-		}
-		budget -= end - p
+		return end - p, g.gather(r, p, end)
 	}
-	return nil
 }
 
 // done reports whether nothing is to be pushed for a page.

@@ -1,6 +1,7 @@
 package memserver
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -80,18 +81,17 @@ func (m *memory) look() error {
 	return nil
 }
 
-// read fills b from off on, with what was there when the file was opened, or
-// fails.
+// read fills b from off on. What it has read is what was there when the file was
+// opened only if check finds no change afterwards.
 func (m *memory) read(b []byte, off int64) error {
 	_, err := m.f.ReadAt(b, off)
-	if err != nil && !errors.Is(err, io.EOF) {
+	switch {
+	case errors.Is(err, io.EOF):
+		return cmp.Or(m.check(), fmt.Errorf("%w: it ends at an offset below %d", ErrMemory, off+int64(len(b))))
+	case err != nil:
 		return fmt.Errorf("%w: %w", ErrMemory, err)
 	}
-	changed := m.check() // after the read: what was read before a change is good
-	if err != nil && changed == nil {
-		changed = fmt.Errorf("%w: it ends at an offset below %d", ErrMemory, off+int64(len(b)))
-	}
-	return changed
+	return nil
 }
 
 // check fails when the file has changed since it was opened. That it has been

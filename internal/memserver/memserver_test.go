@@ -315,11 +315,10 @@ func TestRecordingOfAVMThatEndsIsDropped(t *testing.T) {
 	}
 }
 
-// The push goes on from where the VM is, and leaves nothing out; of a large set
-// no more is held back than shows how much of it is used.
-func TestPushFollowsTheVM(t *testing.T) {
-	const pages, at = 4000, 3000
-	o := options(t, pages)
+// ownGuest is a guest whose memory is this process's own, with a working set that is
+// all of its pages.
+func ownGuest(t *testing.T, o Options, pages int) (*guest, bitmap) {
+	t.Helper()
 	ram, err := unix.Mmap(-1, 0, pages*pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
 		t.Fatal(err)
@@ -340,7 +339,14 @@ func TestPushFollowsTheVM(t *testing.T) {
 	for p := range pages {
 		set.set(p)
 	}
-	g := newGuest(fd, layout{page: uint64(pageSize), regions: []region{r}}, mem, DefaultFaultAround, set)
+	return newGuest(fd, layout{page: uint64(pageSize), regions: []region{r}}, mem, DefaultFaultAround, set), set
+}
+
+// The push goes on from where the VM is, and leaves nothing out; of a large set
+// no more is held back than shows how much of it is used.
+func TestPushFollowsTheVM(t *testing.T) {
+	const pages, at = 4000, 3000
+	g, set := ownGuest(t, options(t, pages), pages)
 	step := func() {
 		t.Helper()
 		if err := g.step(); err != nil {
@@ -348,7 +354,7 @@ func TestPushFollowsTheVM(t *testing.T) {
 		}
 	}
 	step()
-	g.faults = []fault{{page: at, r: r, at: time.Now()}}
+	g.faults = []fault{{page: at, r: g.layout.regions[0], at: time.Now()}}
 	step()
 	if before, there := g.present.next(at-500), g.present.has(at); before != at || !there || g.present.count() < 30 {
 		t.Errorf("after a fault at %d it is there: %t; the first page from %d on that is there is %d", at, there, at-500, before)
@@ -361,6 +367,36 @@ func TestPushFollowsTheVM(t *testing.T) {
 	}
 	if set.count() != pages {
 		t.Errorf("the set that the server keeps has lost pages: it has %d", set.count())
+	}
+}
+
+// A chunk that could not be delivered is still to be: here the file has been changed
+// meanwhile, and is as it was again.
+func TestPushKeepsWhatFailed(t *testing.T) {
+	const pages = 300
+	o := options(t, pages)
+	g, _ := ownGuest(t, o, pages)
+	if err := g.pushSome(); err != nil {
+		t.Fatal(err)
+	}
+	pushed, left := g.present.count(), g.push.count()+g.held.count()
+	if err := os.Chtimes(o.Memory, time.Time{}, g.mem.mtime.Add(time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	err := g.pushSome()
+	if n := g.push.count() + g.held.count(); !errors.Is(err, ErrMemory) || g.present.count() != pushed || n != left {
+		t.Errorf("a push from a file that was changed: %v; %d pages are there after %d; %d are left or held back after %d", err, g.present.count(), pushed, n, left)
+	}
+	if err := os.Chtimes(o.Memory, time.Time{}, g.mem.mtime); err != nil {
+		t.Fatal(err)
+	}
+	for g.push != nil {
+		if err := g.pushSome(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := g.present.count() + g.held.count(); n != pages {
+		t.Errorf("of %d pages %d are there or held back", pages, n)
 	}
 }
 
