@@ -39,6 +39,7 @@ var makers = []maker{
 	{"volume", newVolumeCommand},
 	{"setup", newSetupCommand},
 	{"image", newImageCommand},
+	{"images", func(a *app) *cobra.Command { return newImagesCommand(a, runImageLs) }},
 	{"system", newSystemCommand},
 	{"version", func(a *app) *cobra.Command { return newVersionCommand(a, runVersion) }},
 	{"man", func(*app) *cobra.Command { return newManCommand() }},

@@ -19,7 +19,6 @@ import (
 func newImageCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "image",
-		Aliases: []string{"images"},
 		Short:   "Look after the images on this host",
 		GroupID: groupHost,
 		Long: `Look after the images on this host. An image is fetched once, with all its layers,

@@ -55,6 +55,14 @@ A filter is KEY=VALUE with one of the keys reference (a pattern, as *nginx*), la
 	return cmd
 }
 
+// newImagesCommand is newImageLsCommand by the name that docker and podman have for it.
+func newImagesCommand(a *app, run func(context.Context, *app, *imageLsOptions) error) *cobra.Command {
+	cmd := newImageLsCommand(a, run)
+	cmd.Use, cmd.Aliases, cmd.GroupID = "images [flags]", nil, groupHost
+	cmd.Example = strings.ReplaceAll(cmd.Example, "image ls", "images")
+	return cmd
+}
+
 // imageItem is one name of an image as `fcvm image ls` shows it.
 type imageItem struct {
 	ID         string     `json:"id"`

@@ -44,7 +44,7 @@ func TestImageNames(t *testing.T) {
 			t.Errorf("names:\n%s", out)
 		}
 	}
-	if out := h.ok("image", "ls", "-q", "--no-trunc"); out != id+"\n" {
+	if out := h.ok("images", "-q", "--no-trunc"); out != id+"\n" {
 		t.Errorf("ids: %q, want %s once", out, id)
 	}
 	h.says(".*several names.*say which, or remove all with --force", "image", "rm", id)
