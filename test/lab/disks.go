@@ -122,7 +122,7 @@ func fillPayload(ctx context.Context, dir, work string, o options) error {
 	if err := buildPrograms(ctx, build); err != nil {
 		return err
 	}
-	job := labapi.Job{Args: o.job, Env: jobEnv(o), User: o.user, Data: o.data != "", Verbose: o.verbose}
+	job := labapi.Job{Args: o.job, Env: jobEnv(o), User: o.user, Data: o.data != "", Bench: o.bench, Verbose: o.verbose}
 	copies := map[string]string{filepath.Join(bin, "firecracker"): o.firecracker}
 	if st, err := os.Stat(o.job[0]); err == nil && st.Mode().IsRegular() {
 		name := filepath.Base(o.job[0])

@@ -38,6 +38,7 @@ type options struct {
 	qemu        string // path; empty: found or fetched
 	cache       string // directory
 	user        bool   // run the job as an ordinary user
+	bench       bool   // lengthen the scheduler's times
 	cpus        int
 	memory      int           // MiB
 	timeout     time.Duration // of the job, with the lab's boot
@@ -84,6 +85,7 @@ func parse(args []string) (options, error) {
 	f.StringVar(&o.qemu, "qemu", os.Getenv("FCVM_LAB_QEMU"), "`path` of a new enough QEMU; default: on the PATH, else fetched")
 	f.StringVar(&o.cache, "cache", os.Getenv("FCVM_LAB_CACHE"), "`directory` for what is built once; default: the user's cache")
 	f.BoolVar(&o.user, "user", false, "run the program as an ordinary user")
+	f.BoolVar(&o.bench, "bench", false, "lengthen the scheduler's times as an emulated CPU needs them, to measure several VMs at once")
 	f.IntVar(&o.cpus, "cpus", 1, "the lab's `number` of CPUs, or $FCVM_LAB_CPUS: with 2 it takes half the time, and loses more guests")
 	f.IntVar(&o.memory, "mem", 3000, "the lab's memory, `MiB`")
 	f.DurationVar(&o.timeout, "timeout", 30*time.Minute, "give up after this `time`")

@@ -74,7 +74,7 @@ var slices = map[string]int{"latency_ns": 6_000_000, "min_granularity_ns": 750_0
 
 // lengthenSlices has the scheduler change tasks as seldom as on a CPU that is not
 // emulated, for as much of what gets done: with times that are meant for such a CPU,
-// one that several VMs share is busy with the changes.
+// one that several VMs share is busy with the changes. It is for benchmarks.
 func lengthenSlices() error {
 	for name, ns := range slices {
 		path := filepath.Join("/sys/kernel/debug/sched", name)
@@ -174,7 +174,7 @@ func prepareHost() error {
 			return fmt.Errorf("the lab is no KVM host: %w", err)
 		}
 	}
-	return errors.Join(delegateControllers(), lengthenSlices())
+	return delegateControllers()
 }
 
 // delegateControllers lets the root cgroup's children have limits.

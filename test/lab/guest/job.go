@@ -35,6 +35,11 @@ func runJob(out *output) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	if job.Bench {
+		if err := lengthenSlices(); err != nil {
+			return 0, err
+		}
+	}
 	out.say(job, "/dev/kvm is there")
 	if job.User {
 		if err := addUser(); err != nil {

@@ -42,6 +42,7 @@ type Job struct {
 	Env     []string `json:"env"`
 	User    bool     `json:"user"`    // as UserID rather than root
 	Data    bool     `json:"data"`    // there is a data disk
+	Bench   bool     `json:"bench"`   // the scheduler's times are those for an emulated CPU
 	Verbose bool     `json:"verbose"` // say on stderr how far the lab is
 }
 
