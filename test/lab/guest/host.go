@@ -60,7 +60,6 @@ var late = []mount{
 	{"sysfs", "/sys", "sysfs", 0, ""},
 	{"cgroup2", "/sys/fs/cgroup", "cgroup2", 0, ""},
 	{"tmpfs", "/run", "tmpfs", 0, "mode=0755"},
-	{"debugfs", "/sys/kernel/debug", "debugfs", 0, ""},
 }
 
 // slower is how many times as long a change of tasks takes on the emulated CPU, which
@@ -68,18 +67,19 @@ var late = []mount{
 // ends of pipes, where it was 3 µs on the CPU that emulates it.
 const slower = 20
 
-// slices is the scheduler's times, nanoseconds, as Linux 6.1 has them for one CPU. Later
-// ones have other names.
+// slices is the scheduler's times, nanoseconds, as Linux 6.1 has them for one CPU.
 var slices = map[string]int{"latency_ns": 6_000_000, "min_granularity_ns": 750_000, "wakeup_granularity_ns": 1_000_000}
 
 // lengthenSlices has the scheduler change tasks as seldom as on a CPU that is not
 // emulated, for as much of what gets done: with times that are meant for such a CPU,
 // one that several VMs share is busy with the changes. It is for benchmarks.
 func lengthenSlices() error {
+	const debug = "/sys/kernel/debug"
+	if err := (mount{"debugfs", debug, "debugfs", 0, ""}).do(); err != nil {
+		return err
+	}
 	for name, ns := range slices {
-		path := filepath.Join("/sys/kernel/debug/sched", name)
-		err := os.WriteFile(path, []byte(strconv.Itoa(slower*ns)), 0o644)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := os.WriteFile(filepath.Join(debug, "sched", name), []byte(strconv.Itoa(slower*ns)), 0o644); err != nil {
 			return err
 		}
 	}
